@@ -17,7 +17,7 @@ _HOME_OF = {
     "TemporalWhitenRecording": "whitening",
     "denoise_waveforms": "embedding",
     "embed_waveforms": "embedding",
-    "load_encoder": "embedding",
+    "load_encoder": "model.weights",
     "register": "registration",
     "temporal_whiten": "whitening",
 }

@@ -49,7 +49,7 @@ def attach_default_probe(recording):
     Returns
     -------
     recording : BaseRecording
-        The same object if it has a probe, otherwise a view with a probe.
+        The same object if it has a probe, otherwise a new one with a probe.
 
     Raises
     ------
@@ -69,12 +69,12 @@ def attach_default_probe(recording):
     else:
         raise ValueError(
             f"the recording has {num_channels} channels and no probe, so it is not known which channels are close to "
-            "each other. Attach one: `recording = recording.set_probe(probe)` with `probe = "
+            "each other. Attach one: `recording.set_probe(probe)` with `probe = "
             "probeinterface.read_probeinterface(file_path)` or `probeinterface.get_probe(manufacturer, probe_name)`, "
             "or `recording.set_dummy_probe_from_locations(locations_um)` with an array (num_channels, 2)"
         )
     probe.set_device_channel_indices(np.arange(num_channels))
-    return recording.set_probe(probe)
+    return recording.select_channels_with_probe(probe)
 
 
 def check_locations(recording):

@@ -11,6 +11,7 @@ from spikeinterface.sorters.basesorter import BaseSorter
 
 import spikeinterface_huidurep
 from spikeinterface_huidurep.checks import attach_default_probe, check_recording
+from spikeinterface_huidurep.model.weights import weights_version
 from spikeinterface_huidurep.params import SorterParams, get_default_params, get_params_description
 
 REQUIRED_MODULES = ("torch", "safetensors", "scipy", "sklearn", "numba", "networkx", "pandas", "tqdm")
@@ -48,8 +49,6 @@ class HuiduRepSorter(BaseSorter):
 
     @classmethod
     def get_sorter_version(cls):
-        from spikeinterface_huidurep.model.weights import weights_version
-
         return f"{spikeinterface_huidurep.__version__}+{weights_version()}"
 
     @classmethod
@@ -122,5 +121,10 @@ def log_to_file(file_path, verbose):
 
 def _write_parameters_used(file_path, params, sorter_version):
     versions = {name: importlib.metadata.version(name) for name in ("spikeinterface", "torch", "numpy", "scikit-learn")}
-    used = {"sorter_version": sorter_version, "versions": versions, "parameters": params.to_dict()}
+    used = {
+        "sorter_version": sorter_version,
+        "weights_version": weights_version(params.weights),
+        "versions": versions,
+        "parameters": params.to_dict(),
+    }
     file_path.write_text(json.dumps(used, indent=4), encoding="utf8")
