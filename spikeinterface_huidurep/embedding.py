@@ -119,8 +119,8 @@ def _check_inputs(waveforms, positions, channel_mask, encoder):
     config = encoder.config
     if waveforms.ndim != 3 or waveforms.shape[2] != config.n_samples or waveforms.shape[1] > config.max_channels:
         raise ValueError(
-            f"waveforms must have shape (n_spikes, at most {config.max_channels} channels, {config.n_samples} samples), "
-            f"got {waveforms.shape}"
+            f"waveforms must have shape (n_spikes, n_channels, n_samples) with at most {config.max_channels} channels "
+            f"and {config.n_samples} samples, got {waveforms.shape}"
         )
     if channel_mask.shape != waveforms.shape[:2]:
         raise ValueError(f"channel_mask must have shape {waveforms.shape[:2]}, got {channel_mask.shape}")
