@@ -2,7 +2,7 @@
 
 import importlib
 import logging
-import sys
+import site
 from pathlib import Path
 
 from spikeinterface_huidurep import _startup
@@ -19,22 +19,14 @@ def register():
 
     A sorter of that name which SpikeInterface brings itself is left in place. The two tables are changed in place
     because other SpikeInterface modules hold references to them.
-
-    Returns
-    -------
-    registered : bool
-        True if the tables were changed, False if the name was there already.
     """
     sorterlist = importlib.import_module(_startup.TARGET)
+    sorter = importlib.import_module("spikeinterface_huidurep.sorter")  # registers at its end, if it is not loaded yet
     if SORTER_NAME in sorterlist.sorter_dict:
-        logger.debug("sorter %r is registered already by %r", SORTER_NAME, sorterlist.sorter_dict[SORTER_NAME])
-        return False
-
-    from spikeinterface_huidurep.sorter import HuiduRepSorter
-
-    sorterlist.sorter_full_list.append(HuiduRepSorter)
-    sorterlist.sorter_dict[SORTER_NAME] = HuiduRepSorter
-    return True
+        logger.debug("sorter %r is registered already: %r", SORTER_NAME, sorterlist.sorter_dict[SORTER_NAME])
+    elif hasattr(sorter, "HuiduRepSorter"):  # if not, sorter.py is what imports SpikeInterface now, see its end
+        sorterlist.sorter_full_list.append(sorter.HuiduRepSorter)
+        sorterlist.sorter_dict[SORTER_NAME] = sorter.HuiduRepSorter
 
 
 def is_registered():
@@ -44,7 +36,7 @@ def is_registered():
 
 def find_hook_files():
     """
-    List the start-up files of this package on `sys.path`.
+    List the start-up files of this package in the folders where Python reads such files.
 
     Returns
     -------
@@ -52,5 +44,6 @@ def find_hook_files():
         Empty when the package was put on `sys.path` without being installed; then only processes that import
         `spikeinterface_huidurep` know the sorter.
     """
-    candidates = (Path(folder) / name for folder in dict.fromkeys(sys.path) for name in HOOK_FILES)
+    folders = site.getsitepackages() + ([site.getusersitepackages()] if site.ENABLE_USER_SITE else [])
+    candidates = (Path(folder) / name for folder in folders for name in HOOK_FILES)
     return [file_path for file_path in candidates if file_path.is_file()]

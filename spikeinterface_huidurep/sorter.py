@@ -10,6 +10,7 @@ from spikeinterface.core import load
 from spikeinterface.sorters.basesorter import BaseSorter
 
 import spikeinterface_huidurep
+from spikeinterface_huidurep import _startup
 from spikeinterface_huidurep.checks import attach_default_probe, check_recording
 from spikeinterface_huidurep.model.weights import weights_version
 from spikeinterface_huidurep.params import SorterParams, get_default_params, get_params_description
@@ -128,3 +129,6 @@ def _write_parameters_used(file_path, params, sorter_version):
         "parameters": params.to_dict(),
     }
     file_path.write_text(json.dumps(used, indent=4), encoding="utf8")
+
+
+_startup.install()  # where this module is what imports SpikeInterface, the hook fires before the class above exists
