@@ -1,0 +1,147 @@
+"""The training script: resumable, described by its card, honest about wrong configurations."""
+
+import csv
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from spikeinterface_huidurep.model import load_encoder  # noqa: E402
+from spikeinterface_huidurep.model.encoder import EncoderConfig  # noqa: E402
+from spikeinterface_huidurep.training.config import TrainConfig, load_config  # noqa: E402
+from spikeinterface_huidurep.training.real import RealSource  # noqa: E402
+from spikeinterface_huidurep.training.train import Trainer, main  # noqa: E402
+from spikeinterface_huidurep.training.units import ORIGIN  # noqa: E402
+from spikeinterface_huidurep.training.validation import score_features  # noqa: E402
+from spikeinterface_huidurep.training.views import ViewConfig  # noqa: E402
+
+TINY = TrainConfig(
+    n_steps=6,
+    sites_per_batch=2,
+    units_per_site=6,
+    n_sites=10,
+    n_warmup=2,
+    hidden=16,
+    n_projected=8,
+    log_every=2,
+    checkpoint_every=3,
+    validate_every=0,
+    validation_sites=1,
+    validation_spikes=12,
+    num_threads=1,
+)
+TINY_ENCODER = EncoderConfig(width=16, n_layers=1, feed_forward=16, n_heads=2)
+
+
+@pytest.fixture(autouse=True)
+def restore_threads():
+    """The trainer sets torch's number of threads; other tests keep theirs."""
+    n_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(n_threads)
+
+
+def make_trainer(folder, **changes):
+    return Trainer(replace(TINY, **changes), ViewConfig(), TINY_ENCODER, folder, card={"command": "test"})
+
+
+def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
+    whole = make_trainer(tmp_path / "whole").run(progress=False)
+    make_trainer(tmp_path / "halves").run(n_steps=3, progress=False)
+    second = make_trainer(tmp_path / "halves")
+    second.resume()
+    assert second.step == 3
+    halves = second.run(progress=False)
+    for first_value, second_value in zip(
+        load_encoder(whole).state_dict().values(), load_encoder(halves).state_dict().values(), strict=True
+    ):
+        assert torch.equal(first_value, second_value)
+    with open(tmp_path / "halves" / "log.csv") as file:
+        steps = [int(row["step"]) for row in csv.DictReader(file)]
+    assert steps == [2, 3, 4, 6]
+
+
+def test_outputs_and_card(tmp_path):
+    path = make_trainer(tmp_path, n_steps=2, log_every=1).run(progress=False)
+    card = json.loads(path.with_suffix(".json").read_text())
+    assert card["status"] == "complete" and card["seed"] == 0 and card["train_config"]["n_steps"] == 2
+    assert list(card["data"]) == ["synthetic neurons and noise"]
+    assert set(card["validation"]) >= {"embedding_ari", "embedding_neighbours", "pca_ari", "pca_neighbours"}
+    with open(tmp_path / "log.csv") as file:
+        row = next(csv.DictReader(file))
+    wanted = {"step", "loss", "contrastive", "dae", "lr", "embedding_sd", "positive_similarity", "negative_similarity"}
+    assert wanted <= set(row) and all(np.isfinite(float(value)) for value in row.values())
+
+
+def test_partial_run_says_so(tmp_path):
+    path = make_trainer(tmp_path).run(n_steps=1, progress=False)
+    assert json.loads(path.with_suffix(".json").read_text())["status"] == "partial: step 1 of 6"
+
+
+def test_training_lowers_the_loss(tmp_path):
+    trainer = make_trainer(tmp_path, n_steps=40, log_every=10, learning_rate=3e-3, validation_spikes=8)
+    trainer.run(progress=False)
+    assert trainer.rows[-1]["loss"] < 0.8 * trainer.rows[0]["loss"]
+    assert trainer.rows[-1]["embedding_sd"] > 0.01
+
+
+@pytest.mark.parametrize("name", ["smoke", "v1"])
+def test_shipped_configs_load(name):
+    train_config, _, encoder_config = load_config(name)
+    assert train_config.n_steps > 0 and encoder_config.n_samples == 64
+
+
+def test_wrong_configs_are_named(tmp_path):
+    with pytest.raises(ValueError, match="smoke, v1"):
+        load_config("v9")
+    path = tmp_path / "mine.toml"
+    path.write_text("[train]\nsteps = 3\n")
+    with pytest.raises(ValueError, match="unknown fields in .train.: steps"):
+        load_config(str(path))
+    path.write_text("[optimiser]\nsteps = 3\n")
+    with pytest.raises(ValueError, match="unknown table"):
+        load_config(str(path))
+
+
+def test_nothing_to_resume(tmp_path):
+    path = tmp_path / "tiny.toml"
+    path.write_text("[train]\nn_sites = 4\nvalidation_sites = 1\nvalidation_spikes = 8\nnum_threads = 1\n")
+    with pytest.raises(ValueError, match="nothing to resume"):
+        main(["--config", str(path), "--out", str(tmp_path / "out"), "--resume"])
+
+
+def test_scores_of_separated_and_mixed_units():
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 40)
+    centres = 20 * rng.normal(size=(3, 5))
+    assert score_features(centres[labels] + rng.normal(size=(120, 5)), labels) == (1.0, 1.0)
+    adjusted_rand, accuracy = score_features(rng.normal(size=(120, 5)), labels)
+    assert abs(adjusted_rand) < 0.1 and accuracy < 0.6
+
+
+def test_real_source_from_a_made_up_file(tmp_path):
+    """The reader of real mean waveforms, on a file of the same layout."""
+    rng = np.random.default_rng(0)
+    n_units = 40
+    samples = np.arange(61)
+    shape = -np.exp(-0.5 * ((samples - 15) / 3) ** 2) + 0.4 * np.exp(-0.5 * ((samples - 26) / 5) ** 2)
+    decay = np.exp(-np.abs(np.arange(14) - 7) / 2.0)
+    scale = rng.uniform(80, 200, size=n_units)
+    waveforms = (scale[:, None, None] * decay[:, None] * shape).astype(np.float32)
+    path = tmp_path / "brody.npz"
+    peak, electrode = np.full(n_units, 7), np.full(n_units, 101.0)
+    np.savez(path, templates=waveforms, peak_channel=peak, electrode=electrode)
+    source = RealSource(path, seed=0)
+    assert [len(group[0]) for group in source.groups] == [36]  # every tenth is held out
+    units = source.draw(2, 20, torch.Generator().manual_seed(0))
+    spectra = units.compute_spectra(torch.zeros(40, 2))
+    assert spectra.shape == (40, 24, 65) and units.positions.shape == (40, 24, 2)
+    long = torch.fft.irfft(spectra, n=128)
+    assert (long[:, 7].argmin(dim=1) == ORIGIN).all() and (long[:, 14:] == 0).all()
+    assert units.channel_mask[:, :14].all() and not units.channel_mask[:, 14:].any()
+    # far away from the probe nothing is left
+    assert units.compute_spectra(torch.full((40, 2), 2000.0)).abs().max() < 1e-3 * spectra.abs().max()
