@@ -6,7 +6,9 @@ import json
 import logging
 from contextlib import contextmanager
 
-from spikeinterface.core import load
+import numpy as np
+from spikeinterface.core import NumpySorting, load
+from spikeinterface.core.numpyextractors import SpikeVectorSortingSegment
 from spikeinterface.sorters.basesorter import BaseSorter
 
 import spikeinterface_huidurep
@@ -82,11 +84,33 @@ class HuiduRepSorter(BaseSorter):
             recording = cls.load_recording_from_folder(sorter_output_folder.parent)
             recording = attach_default_probe(recording)
             sorting = sort_recording(recording, params, sorter_output_folder, verbose)
+            add_silent_segments(sorting, recording.get_num_segments())
             sorting.save(folder=sorter_output_folder / "sorting")
 
     @classmethod
     def _get_result_from_folder(cls, sorter_output_folder):
-        return load(sorter_output_folder / "sorting")
+        sorting = load(sorter_output_folder / "sorting")
+        if sorting.get_num_units() == 0:  # numpy makes float ids of an empty list; SpikeInterface's comparisons refuse
+            empty = NumpySorting(sorting.to_spike_vector(), sorting.sampling_frequency, np.array([], dtype="int64"))
+            add_silent_segments(empty, sorting.get_num_segments())
+            return empty
+        return sorting
+
+
+def add_silent_segments(sorting, num_segments):
+    """
+    Give a sorting all segments of its recording: `NumpySorting` counts them up to the last spike only.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        Changed in place.
+    num_segments : int
+        Of the recording.
+    """
+    spikes = sorting.to_spike_vector()
+    for segment_index in range(sorting.get_num_segments(), num_segments):
+        sorting.add_sorting_segment(SpikeVectorSortingSegment(spikes, segment_index, sorting.unit_ids))
 
 
 @contextmanager

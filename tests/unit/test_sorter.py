@@ -118,6 +118,30 @@ def test_several_segments(calls, tmp_path):
     np.testing.assert_array_equal(sorting.get_unit_spike_train("0", segment_index=1), [50])
 
 
+@pytest.mark.parametrize("num_segments", [1, 3])
+def test_nothing_found_is_a_valid_sorting(calls, tmp_path, monkeypatch, num_segments):
+    def find_nothing(recording, *others):
+        return NumpySorting.from_unit_dict([{}] * num_segments, sampling_frequency=recording.sampling_frequency)
+
+    monkeypatch.setattr(sys.modules["spikeinterface_huidurep.pipeline"], "sort_recording", find_nothing)
+    recording = save_recording(tmp_path, 1, num_segments=num_segments)
+    sorting = run_sorter("huidurep", recording, folder=tmp_path / "out")
+    for loaded in (sorting, load(tmp_path / "out")):
+        assert loaded.get_num_units() == 0 and loaded.get_num_segments() == num_segments
+        assert loaded.unit_ids.dtype.kind == "i"
+        assert len(loaded.to_spike_vector()) == 0
+
+
+def test_segments_without_spikes_are_kept(calls, tmp_path, monkeypatch):
+    def find_in_first_segment(recording, *others):
+        units = [{"0": np.array([7])}, {"0": np.array([], dtype=int)}, {"0": np.array([], dtype=int)}]
+        return NumpySorting.from_unit_dict(units, sampling_frequency=recording.sampling_frequency)
+
+    monkeypatch.setattr(sys.modules["spikeinterface_huidurep.pipeline"], "sort_recording", find_in_first_segment)
+    sorting = run_sorter("huidurep", save_recording(tmp_path, 1, num_segments=3), folder=tmp_path / "out")
+    assert [len(sorting.get_unit_spike_train("0", segment_index=i)) for i in range(3)] == [1, 0, 0]
+
+
 @pytest.mark.parametrize(
     ("num_channels", "sampling_frequency", "params", "message"),
     [
