@@ -9,6 +9,8 @@ import numpy as np
 SAMPLING_FREQUENCY_HZ = 30_000.0
 DELTA_TIME_MS = 0.4  # spikes this close are the same spike
 WELL_DETECTED_ACCURACY = 0.8
+# Distances in um from the probe and from each other; the generator's own 50 um lets units vanish in the noise.
+UNIT_LOCATIONS = {"margin_um": 10.0, "minimum_z": 5.0, "maximum_z": 30.0, "minimum_distance": 20.0}
 RASTER_DURATION_S = 2.0
 TEMPLATE_MS_BEFORE, TEMPLATE_MS_AFTER = 1.0, 2.0
 
@@ -57,6 +59,7 @@ def run_demo(folder, *, duration_s=60.0, num_channels=16, num_units=10, seed=0, 
         sampling_frequency=SAMPLING_FREQUENCY_HZ,
         num_channels=num_channels,
         num_units=num_units,
+        generate_unit_locations_kwargs=UNIT_LOCATIONS,
         seed=seed,
     )
     recording = recording.save(folder=folder / "recording", overwrite=True, verbose=False)
@@ -146,9 +149,9 @@ def _draw_raster(axes, sorting_true, sorting, comparison):
         for source, source_unit_id, height, color in pairs:
             frames = source.get_unit_spike_train(source_unit_id, segment_index=0, end_frame=end_frame)
             axes.plot(frames / source.sampling_frequency, np.full(len(frames), height), "|", color=color, markersize=8)
-    axes.set_yticks(range(len(sorting_true.unit_ids)), sorting_true.unit_ids)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, RASTER_DURATION_S), xlabel="time (s)", ylabel="true unit")
+    num_units = sorting_true.get_num_units()
+    axes.set_yticks(range(num_units), sorting_true.unit_ids)
+    axes.set(xlim=(0, RASTER_DURATION_S), ylim=(num_units - 0.5, -0.5), xlabel="time (s)", ylabel="true unit")
     axes.set_title("spikes: true (black), found (red)")
 
 
@@ -158,8 +161,8 @@ def _draw_accuracy(axes, comparison):
     axes.barh(range(len(accuracy)), accuracy, color=colors)
     axes.axvline(WELL_DETECTED_ACCURACY, color="black", linewidth=0.8, linestyle="--")
     axes.set_yticks(range(len(accuracy)), accuracy.index)
-    axes.invert_yaxis()
-    axes.set(xlim=(0, 1), xlabel="accuracy", title=f"accuracy, mean {accuracy.mean():.2f}")
+    axes.set(xlim=(0, 1), ylim=(len(accuracy) - 0.5, -0.5), xlabel="accuracy")
+    axes.set_title(f"accuracy, mean {accuracy.mean():.2f}")
 
 
 def _draw_templates(axes, recording, sorting_true, sorting, comparison):

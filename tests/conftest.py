@@ -8,9 +8,14 @@ TINY_DURATION_S = 4.0
 
 @pytest.fixture(scope="session")
 def tiny_ground_truth():
-    """(recording, sorting_true): 4 channels with a tetrode-like probe, 30 kHz, 3 loud units, a few seconds."""
+    """(recording, sorting_true): a few seconds of 4 channels at 30 kHz, with 3 units of 17 to 45 times the noise SD."""
     return generate_ground_truth_recording(
-        durations=[TINY_DURATION_S], num_channels=4, num_units=3, sampling_frequency=30_000.0, seed=0
+        durations=[TINY_DURATION_S],
+        num_channels=4,
+        num_units=3,
+        sampling_frequency=30_000.0,
+        generate_unit_locations_kwargs={"margin_um": 10.0, "minimum_z": 5.0, "maximum_z": 20.0, "minimum_distance": 20},
+        seed=1,
     )
 
 
