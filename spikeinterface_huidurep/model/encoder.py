@@ -31,6 +31,8 @@ class EncoderConfig:
     """Attention heads; divides `width`."""
     feed_forward: int = 192
     """Hidden dimensions of the feed-forward part of a layer."""
+    n_class_tokens: int = 4
+    """Tokens that collect the spike; more of them look at the channels in more ways."""
     n_dims: int = 32
     """Dimensions of the embedding."""
     stem_kernel: int = 8
@@ -137,7 +139,7 @@ class SpikeEncoder(nn.Module):
     """
     Turn the waveforms of a spike into a vector, whatever the probe.
 
-    One token a channel (waveform + position relative to the centre channel) and one class token. The result does not
+    One token a channel (waveform + position relative to the centre channel) and a few class tokens. The result does not
     depend on the order of the channels nor on the content of masked channels.
 
     Parameters
@@ -152,10 +154,10 @@ class SpikeEncoder(nn.Module):
         width = self.config.width
         self.stem = ConvStem(self.config)
         self.position_features = PositionFeatures(self.config)
-        self.class_token = nn.Parameter(0.02 * torch.ones(width))
+        self.class_tokens = nn.Parameter(0.5 * torch.randn(self.config.n_class_tokens, width))
         self.layers = nn.ModuleList(TransformerLayer(self.config) for _ in range(self.config.n_layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(width, self.config.n_dims)
+        self.head = nn.Linear(self.config.n_class_tokens * width, self.config.n_dims)
         self.decoder = nn.Linear(width, self.config.n_samples)
 
     def encode(self, waveforms, positions, channel_mask):
@@ -181,7 +183,7 @@ class SpikeEncoder(nn.Module):
             If shapes do not fit each other or the encoder.
         """
         tokens = self._run_layers(waveforms, positions, channel_mask, class_only=True)
-        return self.head(self.norm(tokens[:, 0]))
+        return self.head(self.norm(tokens).flatten(1))
 
     def forward(self, waveforms, positions, channel_mask):
         """
@@ -199,22 +201,23 @@ class SpikeEncoder(nn.Module):
     def encode_and_decode(self, waveforms, positions, channel_mask):
         """As `forward`, with the denoised waveforms left in the compressed scale, where the loss is computed."""
         tokens = self.norm(self._run_layers(waveforms, positions, channel_mask, class_only=False))
-        denoised = self.decoder(tokens[:, 1:]).masked_fill(~channel_mask.unsqueeze(-1), 0.0)
-        return self.head(tokens[:, 0]), denoised
+        class_tokens, channels = tokens.tensor_split([self.config.n_class_tokens], dim=1)
+        denoised = self.decoder(channels).masked_fill(~channel_mask.unsqueeze(-1), 0.0)
+        return self.head(class_tokens.flatten(1)), denoised
 
     def _run_layers(self, waveforms, positions, channel_mask, class_only):
         self._check_shapes(waveforms, positions, channel_mask)
         absent = ~channel_mask.unsqueeze(-1)
         waveforms = compress_amplitude(waveforms.masked_fill(absent, 0.0), self.config.compression_sd)
         channels = self.stem(waveforms) + self.position_features(positions.masked_fill(absent, 0.0))
-        class_token = self.class_token.expand(len(channels), 1, -1)
-        tokens = torch.cat([class_token, channels], dim=1)
+        n_class_tokens = self.config.n_class_tokens
+        tokens = torch.cat([self.class_tokens.expand(len(channels), -1, -1), channels], dim=1)
         attention_mask = None
         if not bool(channel_mask.all()):
-            attention_mask = F.pad(channel_mask, (1, 0), value=True)[:, None, None, :]
+            attention_mask = F.pad(channel_mask, (n_class_tokens, 0), value=True)[:, None, None, :]
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
-            tokens = layer(tokens, attention_mask, n_queries=1 if class_only and is_last else None)
+            tokens = layer(tokens, attention_mask, n_queries=n_class_tokens if class_only and is_last else None)
         return tokens
 
     def _check_shapes(self, waveforms, positions, channel_mask):

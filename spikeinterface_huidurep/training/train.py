@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from ..model.encoder import SpikeEncoder
 from ..model.weights import save_encoder
+from .calibration import calibrate_encoder
 from .config import load_config
 from .data import make_source
 from .ssl import MomentumContrast, learning_rate_at, momentum_at
@@ -119,12 +120,16 @@ class Trainer:
     def _validate(self):
         """Validation changes nothing in the training: its own spikes, no random numbers of the run."""
         with_pca = "pca_ari" not in self.scores
-        self.scores.update(validate_encoder(self.model.encoder, *self.held_out_spikes, with_pca=with_pca))
+        self.scores.update(validate_encoder(self.calibrate(), *self.held_out_spikes, with_pca=with_pca))
         self.scores["step"] = self.step
         summary = ", ".join(f"{name} {value:.4f}" for name, value in self.scores.items() if name != "step")
         logger.info("step %d: %s", self.step, summary)
         with open(self.folder / "validation.log", "a") as file:
             file.write(f"{self.step}\t{summary}\n")
+
+    def calibrate(self):
+        """The encoder in its shipped form: embedding in units of its own noise. Draws nothing from the run."""
+        return calibrate_encoder(self.model.encoder, self.source, self.view_config, seed=self.config.seed)
 
     def save(self):
         """Write checkpoint, weights, card and loss curve. Returns the path of the weights."""
@@ -141,7 +146,7 @@ class Trainer:
         torch.save(state, temporary)
         temporary.replace(self.folder / "checkpoint.pt")
         plot_losses(self.rows, self.folder / "loss.png")
-        return save_encoder(self.model.encoder, self.folder / "encoder.safetensors", self._make_card())
+        return save_encoder(self.calibrate(), self.folder / "encoder.safetensors", self._make_card())
 
     def resume(self):
         """Continue from checkpoint.pt in the output folder."""

@@ -1,12 +1,11 @@
 """Does the embedding separate units better than PCA of the waveforms? Measured on units not seen in training."""
 
 import warnings
-from dataclasses import replace
 
 import numpy as np
 import torch
 
-from .views import draw_scene, draw_view
+from .views import draw_scene, draw_view, make_static
 
 N_COMPONENTS = 10  # dimensions handed to the mixture, of embedding and waveforms alike
 N_NEIGHBOURS = 15
@@ -22,16 +21,7 @@ def draw_static_spikes(source, n_sites, n_units, n_spikes, config, generator):
         `n_spikes` views of all units.
     site, unit : np.ndarray, int, shape (n_sites * n_units,)
     """
-    config = replace(
-        config,
-        drift_probability=0.0,
-        drift_um=0.0,
-        bursting_probability=0.0,
-        dropout_probability=0.0,
-        few_channels_probability=0.0,
-        other_centre_probability=0.0,
-        collision_probability=0.1,
-    )
+    config = make_static(config, collision_probability=0.1)
     scene = draw_scene(source, n_sites, n_units, config, generator)
     spikes = [draw_view(scene, config, generator) for _ in range(n_spikes)]
     return spikes, np.repeat(np.arange(n_sites), n_units), np.tile(np.arange(n_units), n_sites)

@@ -3,7 +3,7 @@
 Everything is computed on batches, and in the frequency domain where that saves a loop.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -23,13 +23,13 @@ class ViewConfig:
 
     amplitude_sd: float = 0.04
     """SD of the relative amplitude of the spikes of most sites."""
-    amplitude_sd_bursting: float = 0.10
+    amplitude_sd_bursting: float = 0.08
     """The same for the `bursting_probability` others; always within 0.85 to 1.15."""
     bursting_probability: float = 0.3
     """Part of the sites with larger changes of amplitude."""
     drift_um: float = 1.0
     """A unit moves by up to +- this along the probe at most sites."""
-    drift_max_um: float = 8.0
+    drift_max_um: float = 6.0
     """Up to +- this at the `drift_probability` others: two views differ by up to twice of it."""
     drift_probability: float = 0.3
     """Part of the sites with larger drift."""
@@ -41,7 +41,7 @@ class ViewConfig:
     """Samples between the two spikes, at most."""
     collision_spread_um: float = 60.0
     """The second spike comes from up to this far along both axes."""
-    other_centre_probability: float = 0.15
+    other_centre_probability: float = 0.1
     """Part of the views centred on another strong channel."""
     dropout_probability: float = 0.2
     """Part of the views with missing channels."""
@@ -53,6 +53,20 @@ class ViewConfig:
     """Part of the sites that are not whitened in time."""
     noise_correlation: float = 0.25
     """Largest correlation of the noise that whitening leaves between neighbours."""
+
+
+def make_static(config, collision_probability=0.0):
+    """The views of a recording in which nothing moves and no channel is missing."""
+    return replace(
+        config,
+        drift_probability=0.0,
+        drift_um=0.0,
+        bursting_probability=0.0,
+        dropout_probability=0.0,
+        few_channels_probability=0.0,
+        other_centre_probability=0.0,
+        collision_probability=collision_probability,
+    )
 
 
 @dataclass

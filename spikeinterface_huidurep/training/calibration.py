@@ -1,0 +1,59 @@
+"""Express the embedding in units of its own noise."""
+
+import copy
+
+import torch
+
+from .ssl import run_in_buckets
+from .views import draw_pair, make_static
+
+N_BATCHES = 8
+N_SITES, N_UNITS = 8, 32
+RIDGE = 0.02  # of the mean variance, so that no dimension is blown up without limit
+
+
+def calibrate_encoder(encoder, source, view_config, seed):
+    """
+    Whiten the embedding by the noise between spikes of one unit; the transform goes into the encoder's head.
+
+    Contrast leaves the scale of the dimensions open: some vary much from spike to spike of one unit, some little, and
+    distances are ruled by the former. Afterwards the difference of two spikes of a unit that does not move has, over
+    training units, the covariance 2 I: what is left in distances and principal components is signal.
+
+    Parameters
+    ----------
+    encoder : SpikeEncoder
+        Left as it is.
+    source : MixedSource
+    view_config : ViewConfig
+    seed : int
+
+    Returns
+    -------
+    calibrated : SpikeEncoder
+        A copy in evaluation mode.
+    """
+    calibrated = copy.deepcopy(encoder).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(seed)
+    covariance = torch.zeros(encoder.config.n_dims, encoder.config.n_dims, dtype=torch.float64)
+    mean = torch.zeros(encoder.config.n_dims, dtype=torch.float64)
+    with torch.inference_mode():
+        for _ in range(N_BATCHES):
+            pair = draw_pair(source, N_SITES, N_UNITS, make_static(view_config), generator)
+            first, second = (run_in_buckets(calibrated.encode, view)[0].double() for view in pair)
+            covariance += (first - second).T @ (first - second) / (2 * len(first) * N_BATCHES)
+            mean += (first + second).mean(dim=0) / (2 * N_BATCHES)
+    whitening = compute_inverse_root(covariance, RIDGE)
+    head = calibrated.head
+    with torch.no_grad():
+        head.bias.copy_((whitening @ (head.bias.double() - mean)).float())
+        head.weight.copy_((whitening @ head.weight.double()).float())
+    return calibrated
+
+
+def compute_inverse_root(covariance, ridge):
+    """(covariance + ridge * mean variance)^(-1/2), symmetric."""
+    values, vectors = torch.linalg.eigh(covariance)
+    values = values.clamp(min=0)
+    values = values + ridge * values.mean().clamp(min=1e-12)
+    return (vectors / values.sqrt()) @ vectors.T
