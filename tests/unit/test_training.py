@@ -10,13 +10,15 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from spikeinterface_huidurep.model import load_encoder  # noqa: E402
-from spikeinterface_huidurep.model.encoder import EncoderConfig  # noqa: E402
+from spikeinterface_huidurep.model.encoder import EncoderConfig, SpikeEncoder  # noqa: E402
+from spikeinterface_huidurep.training.calibration import calibrate_encoder, compute_inverse_root  # noqa: E402
 from spikeinterface_huidurep.training.config import TrainConfig, load_config  # noqa: E402
+from spikeinterface_huidurep.training.data import make_source  # noqa: E402
 from spikeinterface_huidurep.training.real import RealSource  # noqa: E402
 from spikeinterface_huidurep.training.train import Trainer, main  # noqa: E402
 from spikeinterface_huidurep.training.units import ORIGIN  # noqa: E402
 from spikeinterface_huidurep.training.validation import score_features  # noqa: E402
-from spikeinterface_huidurep.training.views import ViewConfig  # noqa: E402
+from spikeinterface_huidurep.training.views import ViewConfig, draw_pair, make_static  # noqa: E402
 
 TINY = TrainConfig(
     n_steps=6,
@@ -145,3 +147,25 @@ def test_real_source_from_a_made_up_file(tmp_path):
     assert units.channel_mask[:, :14].all() and not units.channel_mask[:, 14:].any()
     # far away from the probe nothing is left
     assert units.compute_spectra(torch.full((40, 2), 2000.0)).abs().max() < 1e-3 * spectra.abs().max()
+
+
+def test_calibrated_embedding_has_unit_noise_and_is_a_linear_image():
+    encoder = SpikeEncoder(TINY_ENCODER).eval()
+    source = make_source(None, n_sites=10, fraction_real=0.0, seed=0)
+    config = ViewConfig()
+    calibrated = calibrate_encoder(encoder, source, config, seed=0)
+    pair = draw_pair(source, 8, 64, make_static(config), torch.Generator().manual_seed(5))
+    with torch.inference_mode():
+        plain, _ = (encoder.encode(view.waveforms, view.positions, view.channel_mask) for view in pair)
+        first, second = (calibrated.encode(view.waveforms, view.positions, view.channel_mask) for view in pair)
+    noise_variance = (first - second).var(dim=0) / 2
+    assert noise_variance.max() < 2 and noise_variance.median() > 0.1
+    with_bias = torch.cat([plain, torch.ones(len(plain), 1)], dim=1).double()
+    image = with_bias @ torch.linalg.lstsq(with_bias, first.double()).solution
+    torch.testing.assert_close(image.float(), first, atol=1e-2, rtol=1e-3)
+
+
+def test_inverse_root():
+    covariance = torch.diag(torch.tensor([4.0, 1.0, 0.25]))
+    expected = torch.diag(torch.tensor([0.5, 1.0, 2.0]))
+    torch.testing.assert_close(compute_inverse_root(covariance, ridge=0.0), expected)
