@@ -47,6 +47,10 @@ class EncoderConfig:
     """Shortest wavelength of the position features."""
     max_wavelength_um: float = 400.0
     """Longest wavelength of the position features."""
+    pool_positions: int = 12
+    """Learned functions of the position in the bilinear summary of a spike."""
+    pool_waveforms: int = 16
+    """Learned linear features of the waveform in the bilinear summary of a spike."""
     compression_sd: float = 8.0
     """Amplitude (noise SD) where the input turns from linear to logarithmic."""
 
@@ -108,6 +112,25 @@ class PositionFeatures(nn.Module):
         return self.project(self.compute_features(positions))
 
 
+class BilinearPool(nn.Module):
+    """
+    Summary of a spike that is linear in its (compressed) waveforms: sum over channels of g(position) x h(waveform).
+
+    It plays the part that principal components play for a fixed set of channels, on any set of channels.
+    (b, c, t), (b, c, features) -> (b, pool_positions * pool_waveforms)
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        self.position_hidden = nn.Linear(4 * config.n_wavelengths + 2, 32)
+        self.position_output = nn.Linear(32, config.pool_positions)
+        self.waveform = nn.Linear(config.n_samples, config.pool_waveforms, bias=False)
+
+    def forward(self, waveforms, position_features):
+        weights = self.position_output(F.gelu(self.position_hidden(position_features)))
+        return (weights.transpose(1, 2) @ self.waveform(waveforms)).flatten(1)
+
+
 class TransformerLayer(nn.Module):
     """Pre-norm transformer layer. Only the first `n_queries` tokens are updated and returned."""
 
@@ -155,9 +178,12 @@ class SpikeEncoder(nn.Module):
         self.stem = ConvStem(self.config)
         self.position_features = PositionFeatures(self.config)
         self.class_tokens = nn.Parameter(0.5 * torch.randn(self.config.n_class_tokens, width))
+        self.pool = BilinearPool(self.config)
+        n_pooled = self.config.pool_positions * self.config.pool_waveforms
+        self.pool_to_class = nn.Linear(n_pooled, width, bias=False)
         self.layers = nn.ModuleList(TransformerLayer(self.config) for _ in range(self.config.n_layers))
         self.norm = nn.LayerNorm(width)
-        self.head = nn.Linear(self.config.n_class_tokens * width, self.config.n_dims)
+        self.head = nn.Linear(self.config.n_class_tokens * width + n_pooled, self.config.n_dims)
         self.decoder = nn.Linear(width, self.config.n_samples)
 
     def encode(self, waveforms, positions, channel_mask):
@@ -182,8 +208,8 @@ class SpikeEncoder(nn.Module):
         ValueError
             If shapes do not fit each other or the encoder.
         """
-        tokens = self._run_layers(waveforms, positions, channel_mask, class_only=True)
-        return self.head(self.norm(tokens).flatten(1))
+        tokens, pooled = self._run_layers(waveforms, positions, channel_mask, class_only=True)
+        return self.head(torch.cat([self.norm(tokens).flatten(1), pooled], dim=1))
 
     def forward(self, waveforms, positions, channel_mask):
         """
@@ -200,25 +226,28 @@ class SpikeEncoder(nn.Module):
 
     def encode_and_decode(self, waveforms, positions, channel_mask):
         """As `forward`, with the denoised waveforms left in the compressed scale, where the loss is computed."""
-        tokens = self.norm(self._run_layers(waveforms, positions, channel_mask, class_only=False))
-        class_tokens, channels = tokens.tensor_split([self.config.n_class_tokens], dim=1)
+        tokens, pooled = self._run_layers(waveforms, positions, channel_mask, class_only=False)
+        class_tokens, channels = self.norm(tokens).tensor_split([self.config.n_class_tokens], dim=1)
         denoised = self.decoder(channels).masked_fill(~channel_mask.unsqueeze(-1), 0.0)
-        return self.head(class_tokens.flatten(1)), denoised
+        return self.head(torch.cat([class_tokens.flatten(1), pooled], dim=1)), denoised
 
     def _run_layers(self, waveforms, positions, channel_mask, class_only):
         self._check_shapes(waveforms, positions, channel_mask)
         absent = ~channel_mask.unsqueeze(-1)
         waveforms = compress_amplitude(waveforms.masked_fill(absent, 0.0), self.config.compression_sd)
-        channels = self.stem(waveforms) + self.position_features(positions.masked_fill(absent, 0.0))
+        position_features = self.position_features.compute_features(positions.masked_fill(absent, 0.0))
+        channels = self.stem(waveforms) + self.position_features.project(position_features)
+        pooled = self.pool(waveforms, position_features)
+        class_tokens = self.class_tokens + self.pool_to_class(pooled).unsqueeze(1)
+        tokens = torch.cat([class_tokens, channels], dim=1)
         n_class_tokens = self.config.n_class_tokens
-        tokens = torch.cat([self.class_tokens.expand(len(channels), -1, -1), channels], dim=1)
         attention_mask = None
         if not bool(channel_mask.all()):
             attention_mask = F.pad(channel_mask, (n_class_tokens, 0), value=True)[:, None, None, :]
         for index, layer in enumerate(self.layers):
             is_last = index == len(self.layers) - 1
             tokens = layer(tokens, attention_mask, n_queries=n_class_tokens if class_only and is_last else None)
-        return tokens
+        return tokens, pooled
 
     def _check_shapes(self, waveforms, positions, channel_mask):
         n_spikes, n_channels = channel_mask.shape

@@ -101,6 +101,7 @@ def save_encoder(encoder, path, card):
     }
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     save_file(state, path, metadata=metadata)
+    path.chmod(0o644)  # safetensors leaves it readable by its owner only
     card = dict(
         card,
         sha256=hash_file(path),
