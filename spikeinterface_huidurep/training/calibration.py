@@ -7,9 +7,9 @@ import torch
 from .ssl import run_in_buckets
 from .views import draw_pair, make_static
 
-N_BATCHES = 8
+N_BATCHES = 12
 N_SITES, N_UNITS = 8, 32
-RIDGE = 0.02  # of the mean variance, so that no dimension is blown up without limit
+RIDGE = 0.002  # of the mean variance, so that no dimension is blown up without limit
 
 
 def calibrate_encoder(encoder, source, view_config, seed):
@@ -17,8 +17,9 @@ def calibrate_encoder(encoder, source, view_config, seed):
     Whiten the embedding by the noise between spikes of one unit; the transform goes into the encoder's head.
 
     Contrast leaves the scale of the dimensions open: some vary much from spike to spike of one unit, some little, and
-    distances are ruled by the former. Afterwards the difference of two spikes of a unit that does not move has, over
-    training units, the covariance 2 I: what is left in distances and principal components is signal.
+    distances are ruled by the former. Afterwards the noise has, over training units, the same size in all directions
+    and a variance of 1: what is left in distances and principal components is signal. Every unit counts the same,
+    however noisy it is.
 
     Parameters
     ----------
@@ -35,15 +36,17 @@ def calibrate_encoder(encoder, source, view_config, seed):
     """
     calibrated = copy.deepcopy(encoder).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
-    covariance = torch.zeros(encoder.config.n_dims, encoder.config.n_dims, dtype=torch.float64)
-    mean = torch.zeros(encoder.config.n_dims, dtype=torch.float64)
+    differences, means = [], []
     with torch.inference_mode():
         for _ in range(N_BATCHES):
             pair = draw_pair(source, N_SITES, N_UNITS, make_static(view_config), generator)
             first, second = (run_in_buckets(calibrated.encode, view)[0].double() for view in pair)
-            covariance += (first - second).T @ (first - second) / (2 * len(first) * N_BATCHES)
-            mean += (first + second).mean(dim=0) / (2 * N_BATCHES)
-    whitening = compute_inverse_root(covariance, RIDGE)
+            differences.append((first - second) / 2**0.5)
+            means.append(0.5 * (first + second).mean(dim=0))
+    differences, mean = torch.cat(differences), torch.stack(means).mean(dim=0)
+    directions = torch.nn.functional.normalize(differences, dim=1)
+    whitening = compute_inverse_root(directions.T @ directions / len(directions), RIDGE)
+    whitening = whitening / (differences @ whitening).square().mean().sqrt()
     head = calibrated.head
     with torch.no_grad():
         head.bias.copy_((whitening @ (head.bias.double() - mean)).float())

@@ -22,7 +22,7 @@ class ViewConfig:
     """Strength of the views."""
 
     amplitude_sd: float = 0.04
-    """SD of the relative amplitude of the spikes of most sites."""
+    """SD of the relative amplitude of spikes at most sites."""
     amplitude_sd_bursting: float = 0.08
     """The same for the `bursting_probability` others; always within 0.85 to 1.15."""
     bursting_probability: float = 0.3
@@ -98,9 +98,7 @@ class Scene:
     noise_shape: torch.Tensor
     """float32 (b, 1, N_BINS): amplitude spectrum of the noise, unit SD."""
     positions: torch.Tensor
-    """float32 (b, c, 2)."""
     channel_mask: torch.Tensor
-    """bool (b, c)."""
     scale: torch.Tensor
     """float32 (b,): from source units to noise SD."""
     amplitudes: torch.Tensor
@@ -110,13 +108,11 @@ class Scene:
     trough: torch.Tensor
     """int64 (b, c): its sample."""
     centre: torch.Tensor
-    """int64 (b,)."""
+    """int64 (b,): channel on which the units are centred."""
     drift_um: torch.Tensor
-    """float32 (b,)."""
     amplitude_sd: torch.Tensor
-    """float32 (b,)."""
     max_channels: torch.Tensor
-    """int64 (b,)."""
+    """(b,): what the views of a unit may do, see `ViewConfig`."""
 
     def compute_spectra(self, offset_um):
         """Spectra of all units moved by `offset_um` (b, 2): (b, c, N_BINS)."""
