@@ -7,12 +7,10 @@ import torch
 from .ssl import run_in_buckets
 from .views import draw_pair, make_static
 
-N_BATCHES = 12
-N_SITES, N_UNITS = 8, 32
 RIDGE = 0.002  # of the mean variance, so that no dimension is blown up without limit
 
 
-def calibrate_encoder(encoder, source, view_config, seed):
+def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_units, seed):
     """
     Whiten the embedding by the noise between spikes of one unit; the transform goes into the encoder's head.
 
@@ -27,6 +25,8 @@ def calibrate_encoder(encoder, source, view_config, seed):
         Left as it is.
     source : MixedSource
     view_config : ViewConfig
+    n_batches, n_sites, n_units : int
+        Pairs of spikes to measure the noise on: their product.
     seed : int
 
     Returns
@@ -38,8 +38,8 @@ def calibrate_encoder(encoder, source, view_config, seed):
     generator = torch.Generator().manual_seed(seed)
     differences, means = [], []
     with torch.inference_mode():
-        for _ in range(N_BATCHES):
-            pair = draw_pair(source, N_SITES, N_UNITS, make_static(view_config), generator)
+        for _ in range(n_batches):
+            pair = draw_pair(source, n_sites, n_units, make_static(view_config), generator)
             first, second = (run_in_buckets(calibrated.encode, view)[0].double() for view in pair)
             differences.append((first - second) / 2**0.5)
             means.append(0.5 * (first + second).mean(dim=0))

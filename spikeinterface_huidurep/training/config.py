@@ -56,6 +56,8 @@ class TrainConfig:
     """Places in the validation, six units each."""
     validation_spikes: int = 100
     """Spikes of a unit in the validation."""
+    calibration_batches: int = 12
+    """Batches on which the noise of the embedding is measured."""
     num_threads: int = 1
     """Threads of torch; 0 leaves torch's default."""
 

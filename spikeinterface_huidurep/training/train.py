@@ -129,7 +129,15 @@ class Trainer:
 
     def calibrate(self):
         """The encoder in its shipped form: embedding in units of its own noise. Draws nothing from the run."""
-        return calibrate_encoder(self.model.encoder, self.source, self.view_config, seed=self.config.seed)
+        return calibrate_encoder(
+            self.model.encoder,
+            self.source,
+            self.view_config,
+            n_batches=self.config.calibration_batches,
+            n_sites=self.config.sites_per_batch,
+            n_units=self.config.units_per_site,
+            seed=self.config.seed,
+        )
 
     def save(self):
         """Write checkpoint, weights, card and loss curve. Returns the path of the weights."""

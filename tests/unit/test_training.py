@@ -85,7 +85,7 @@ def test_partial_run_says_so(tmp_path):
 
 
 def test_training_lowers_the_loss(tmp_path):
-    trainer = make_trainer(tmp_path, n_steps=40, log_every=10, learning_rate=3e-3, validation_spikes=8)
+    trainer = make_trainer(tmp_path, n_steps=30, log_every=10, learning_rate=3e-3, validation_spikes=8)
     trainer.run(progress=False)
     assert trainer.rows[-1]["loss"] < 0.8 * trainer.rows[0]["loss"]
     assert trainer.rows[-1]["embedding_sd"] > 0.01
@@ -153,7 +153,7 @@ def test_calibrated_embedding_has_unit_noise_and_is_a_linear_image():
     encoder = SpikeEncoder(TINY_ENCODER).eval()
     source = make_source(None, n_sites=10, fraction_real=0.0, seed=0)
     config = ViewConfig()
-    calibrated = calibrate_encoder(encoder, source, config, seed=0)
+    calibrated = calibrate_encoder(encoder, source, config, n_batches=6, n_sites=8, n_units=32, seed=0)
     pair = draw_pair(source, 8, 64, make_static(config), torch.Generator().manual_seed(5))
     with torch.inference_mode():
         plain, _ = (encoder.encode(view.waveforms, view.positions, view.channel_mask) for view in pair)
