@@ -212,18 +212,18 @@ class SorterParams:
         "Largest number of mixture components on one channel. Raise it when more than about ten units share a channel.",
     )
     merge_threshold: float = _number(
-        0.5,
+        2.5,
         0.0,
-        1.0,
+        100.0,
         "",
-        "How readily similar units are merged, from 0 (never) to 1. Raise it when units are split, lower it when "
-        "different units are merged.",
+        "Clusters are merged when the dip score of the gap between them is lower; 0 merges none. Raise it when units "
+        "are split, lower it when different units are merged.",
     )
     ms_before: float = _number(
-        1.0, 0.3, 5.0, "ms", "Part of the template before the trough. Raise it for spikes with a slow onset."
+        2.0, 0.3, 5.0, "ms", "Part of the template before the trough. Raise it for spikes with a slow onset."
     )
     ms_after: float = _number(
-        2.0, 0.5, 10.0, "ms", "Part of the template after the trough. Raise it for spikes with a long repolarisation."
+        3.0, 0.5, 10.0, "ms", "Part of the template after the trough. Raise it for spikes with a long repolarisation."
     )
     min_firing_rate: float = _number(
         0.1,
@@ -233,7 +233,7 @@ class SorterParams:
         "Units that fire less are dropped. Raise it when there are many tiny clusters, lower it for silent units.",
     )
     min_snr: float = _number(
-        4.0,
+        3.2,
         0.0,
         100.0,
         "noise SD",

@@ -1,0 +1,128 @@
+"""Templates of the units, and the spikes that match them."""
+
+import numpy as np
+
+from spikeinterface.core import NumpySorting, Templates, estimate_templates_with_accumulator, ms_to_samples
+from spikeinterface.core.base import minimum_spike_dtype
+from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
+from spikeinterface.sortingcomponents.tools import clean_templates, compute_sparsity_from_peaks_and_label
+
+TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
+MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
+MAX_JITTER_MS = 0.4  # a template whose extremum is farther from the detected sample is a by-product of another spike
+
+
+def estimate_templates(traces, peaks, labels, params, job_kwargs):
+    """
+    Mean waveforms of the clusters that can be units: frequent and large enough, extremum where it was detected.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    peaks : np.ndarray, structured, shape (n_peaks,)
+    labels : np.ndarray, int64, shape (n_peaks,)
+        -1 where a peak has no cluster.
+    params : SorterParams
+    job_kwargs : dict
+
+    Returns
+    -------
+    templates : None | spikeinterface.core.Templates
+        Sparse, unit ids are the labels kept; None if no cluster can be a unit.
+    """
+    if not np.any(labels >= 0):
+        return None
+    peaks, labels = peaks[labels >= 0], labels[labels >= 0]
+    sorting, order = make_sorting(peaks["sample_index"], labels, peaks["segment_index"], traces.sampling_frequency)
+    spikes = sorting.to_spike_vector()
+    sparsity, _ = compute_sparsity_from_peaks_and_label(
+        peaks[order], spikes["unit_index"], sorting.unit_ids, traces, TEMPLATE_RADIUS_UM
+    )
+    nbefore, nafter = (ms_to_samples(ms, traces.sampling_frequency) for ms in (params.ms_before, params.ms_after))
+    means = estimate_templates_with_accumulator(
+        traces, spikes, sorting.unit_ids, nbefore, nafter, return_in_uV=False, sparsity_mask=sparsity.mask, **job_kwargs
+    )
+    templates = Templates(
+        templates_array=means,
+        sampling_frequency=traces.sampling_frequency,
+        nbefore=nbefore,
+        channel_ids=traces.channel_ids,
+        unit_ids=sorting.unit_ids,
+        sparsity_mask=sparsity.mask,
+        probe=traces.get_probe(),
+        is_in_uV=False,
+    )
+    templates = clean_templates(
+        templates,
+        sparsify_threshold=MIN_CHANNEL_PTP,
+        noise_levels=np.ones(traces.get_num_channels()),
+        min_snr=params.min_snr,
+        max_jitter_ms=MAX_JITTER_MS,
+    )
+    return templates if len(templates.unit_ids) > 0 else None
+
+
+def keep_frequent_units(labels, share_selected, duration_s, params):
+    """
+    Take the label from clusters that fire less than `min_firing_rate`.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int64, shape (n_peaks,)
+    share_selected : float
+        Share of all spikes that the labels are of.
+    duration_s : float
+    params : SorterParams
+
+    Returns
+    -------
+    labels : np.ndarray, int64, shape (n_peaks,)
+    """
+    unit_ids, counts = np.unique(labels[labels >= 0], return_counts=True)
+    rare = unit_ids[counts < params.min_firing_rate * duration_s * share_selected]
+    return np.where(np.isin(labels, rare), -1, labels)
+
+
+def match_templates(traces, templates, params, job_kwargs):
+    """
+    Find the spikes of the templates, also where they overlap.
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Unit ids are those of the templates that fire at least at `min_firing_rate`.
+    """
+    spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
+    labels = keep_frequent_units(
+        templates.unit_ids[spikes["cluster_index"]].astype("int64"), 1.0, traces.get_total_duration(), params
+    )
+    found = labels >= 0
+    sorting, _ = make_sorting(
+        spikes["sample_index"][found], labels[found], spikes["segment_index"][found], traces.sampling_frequency
+    )
+    return sorting
+
+
+def make_sorting(samples, labels, segments, sampling_frequency):
+    """
+    Sorting of labelled spikes.
+
+    Parameters
+    ----------
+    samples, labels, segments : np.ndarray, int64, shape (n_spikes,)
+    sampling_frequency : float
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Unit ids are the labels.
+    order : np.ndarray, int64, shape (n_spikes,)
+        The spike vector holds the spikes in this order.
+    """
+    unit_ids, unit_indices = np.unique(labels, return_inverse=True)
+    order = np.lexsort((unit_indices, samples, segments))
+    spikes = np.zeros(len(samples), dtype=minimum_spike_dtype)
+    spikes["sample_index"] = np.maximum(samples, 0)  # a lag may move the first spike before the recording
+    spikes["unit_index"], spikes["segment_index"] = unit_indices, segments
+    return NumpySorting(spikes[order], sampling_frequency, unit_ids.astype("int64")), order

@@ -1,0 +1,192 @@
+"""
+Merge the clusters that one neuron was split into.
+
+A mixture splits a neuron whose spikes are not Gaussian, most often into its clean spikes and its collisions with others,
+and a neuron between two channels has a cluster on each. Two clusters are one neuron when there is no gap between them:
+their spikes, projected on the line through the two mean waveforms, have a single mode (Isosplit's dip test, Magland and
+Barnett 2015). In whitened traces that line is also the best linear discriminant. The closest pair is merged first and
+its mean taken anew, so that collisions cannot chain two neurons together.
+"""
+
+import numpy as np
+
+from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
+
+from spikeinterface_huidurep.waveforms import MODEL_HZ
+
+MAX_TESTED_SPIKES = 500  # of one cluster; more do not change the verdict
+MAX_LAG = 15  # samples at MODEL_HZ: the same spike may be aligned on different extrema on two channels
+MAX_DISTANCE_UM = 60.0  # between the centre channels of two clusters of one neuron
+MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
+
+
+def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, threshold, sampling_frequency, seed):
+    """
+    Merge clusters without a gap between them.
+
+    Parameters
+    ----------
+    waveforms : np.ndarray, float16, shape (n_peaks, n_neighbors, n_samples)
+    peaks : np.ndarray, structured, shape (n_peaks,)
+    labels : np.ndarray, int64, shape (n_peaks,)
+        -1 where a peak has no cluster.
+    neighborhoods : Neighborhoods
+    locations_um : np.ndarray, float, shape (n_channels, 2)
+    threshold : float
+        Dip score below which a pair is merged.
+    sampling_frequency : float
+        Of `peaks`.
+    seed : int
+
+    Returns
+    -------
+    labels : np.ndarray, int64, shape (n_peaks,)
+    peaks : np.ndarray, structured, shape (n_peaks,)
+        A copy whose sample indices are aligned within the merged clusters.
+    """
+    clusters = _Clusters(waveforms, peaks["channel_index"], labels, neighborhoods, locations_um, seed)
+    scores = {}
+    for label in sorted(clusters.members):
+        clusters.score_neighbors(label, scores)
+    while scores:
+        (first, second), (score, lag) = min(scores.items(), key=lambda item: (item[1][0], item[0]))
+        if score >= threshold:
+            break
+        if len(clusters.members[first]) < len(clusters.members[second]):
+            first, second, lag = second, first, -lag
+        clusters.merge(first, second, lag)
+        for pair in [pair for pair in scores if first in pair or second in pair]:
+            del scores[pair]
+        clusters.score_neighbors(first, scores)
+    aligned = peaks.copy()
+    aligned["sample_index"] += np.round(clusters.lags * sampling_frequency / MODEL_HZ).astype("int64")
+    return clusters.labels, aligned
+
+
+class _Clusters:
+    """Clusters with a sample of waveforms and their mean, on the neighbourhood of their most frequent channel."""
+
+    def __init__(self, waveforms, channels, labels, neighborhoods, locations_um, seed):
+        self.waveforms, self.channels, self.labels = waveforms, channels, labels.copy()
+        self.neighborhoods, self.locations_um = neighborhoods, locations_um
+        self.rng = np.random.default_rng(seed)
+        self.lags = np.zeros(len(labels), dtype="int64")
+        self.members, self.centers, self.samples, self.means = {}, {}, {}, {}
+        for label in np.unique(labels[labels >= 0]).tolist():
+            self._update(label)
+
+    def merge(self, label, other, lag):
+        """Give the spikes of `other`, moved by `lag` samples, to `label`."""
+        self.labels[self.members[other]] = label
+        self.lags[self.members[other]] += lag
+        for table in (self.members, self.centers, self.samples, self.means):
+            del table[other]
+        self._update(label)
+
+    def score_neighbors(self, label, scores):
+        """Add the score and lag of every pair of `label` and a close cluster to `scores`."""
+        for other in self.members:
+            distance_um = np.linalg.norm(
+                self.locations_um[self.centers[label]] - self.locations_um[self.centers[other]]
+            )
+            if other != label and distance_um <= MAX_DISTANCE_UM:
+                pair = (min(label, other), max(label, other))
+                if pair not in scores:
+                    scores[pair] = self._score(*pair)
+
+    def _update(self, label):
+        members = np.flatnonzero(self.labels == label)
+        centers, counts = np.unique(self.channels[members], return_counts=True)
+        center = centers[np.argmax(counts)]
+        at_center = members[self.channels[members] == center]
+        chosen = np.sort(self.rng.permutation(at_center)[:MAX_TESTED_SPIKES])
+        sample = self.waveforms[chosen].astype("float32")
+        for lag in np.unique(self.lags[chosen]):
+            shifted = self.lags[chosen] == lag
+            sample[shifted] = shift_waveforms(sample[shifted], lag)
+        self.members[label], self.centers[label] = members, center
+        self.samples[label], self.means[label] = sample, sample.mean(axis=0)
+
+    def _score(self, first, second):
+        """Dip score between two clusters and the lag of the second; infinite for waveforms that are unlike."""
+        rows_first, rows_second = self._shared_rows(first, second)
+        mean_first, mean_second = self.means[first][rows_first], self.means[second][rows_second]
+        if len(rows_first) == 0:
+            return np.inf, 0
+        lag, difference = find_lag(mean_first, mean_second)
+        if difference > MAX_DIFFERENCE * max(np.sum(mean_first**2), np.sum(mean_second**2)):
+            return np.inf, 0
+        n_samples = mean_first.shape[1]
+        start, stop = max(0, -lag), n_samples - max(0, lag)
+        line = mean_first[:, start:stop] - mean_second[:, start + lag : stop + lag]
+        along_first = np.tensordot(self.samples[first][:, rows_first, start:stop], line, 2)
+        along_second = np.tensordot(self.samples[second][:, rows_second, start + lag : stop + lag], line, 2)
+        sizes = len(self.members[first]), len(self.members[second])
+        return dip_score(along_first, along_second, sizes), lag
+
+    def _shared_rows(self, first, second):
+        """Where the channels that two clusters share stand in the neighbourhood of each."""
+        rows, channels = [], []
+        for label in (first, second):
+            center = self.centers[label]
+            rows.append(np.flatnonzero(self.neighborhoods.channel_mask[center]))
+            channels.append(self.neighborhoods.channel_indices[center][rows[-1]])
+        _, in_first, in_second = np.intersect1d(*channels, return_indices=True)
+        return rows[0][in_first], rows[1][in_second]
+
+
+def dip_score(first, second, sizes):
+    """
+    Isocut's dip score of two samples on one axis: low without a gap between them.
+
+    A small cluster beside a large one hides in its tail, and an equal share of both exaggerates the gap of a tail that
+    was cut off: the higher score of the two mixtures counts.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float, shape (n_first,), (n_second,)
+    sizes : (int, int)
+        Spikes of the two clusters the samples were drawn from.
+
+    Returns
+    -------
+    score : float
+    """
+    n_equal = min(len(first), len(second))
+    share = min(len(first) / sizes[0], len(second) / sizes[1])
+    mixtures = [(n_equal, n_equal), (max(2, int(share * sizes[0])), max(2, int(share * sizes[1])))]
+    union = [np.sort(np.r_[first[:n], second[:m]]).astype("float64") for n, m in mixtures]
+    return max(isocut(values)[0] for values in union)
+
+
+def find_lag(first, second):
+    """
+    Lag of the second waveform that brings it closest to the first.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float, shape (n_channels, n_samples)
+
+    Returns
+    -------
+    lag : int
+        `second[:, k + lag]` is like `first[:, k]`.
+    difference : float
+        Squared distance at that lag, without the MAX_LAG samples at each end.
+    """
+    n_samples = first.shape[1]
+    inner = first[:, MAX_LAG : n_samples - MAX_LAG]
+    differences = [
+        np.sum((inner - second[:, MAX_LAG + lag : n_samples - MAX_LAG + lag]) ** 2)
+        for lag in range(-MAX_LAG, MAX_LAG + 1)
+    ]
+    return int(np.argmin(differences)) - MAX_LAG, float(min(differences))
+
+
+def shift_waveforms(waveforms, lag):
+    """Waveforms whose sample k is the old sample k + lag; 0 beyond the end."""
+    moved = np.zeros_like(waveforms)
+    n_samples = waveforms.shape[-1]
+    start, stop = max(0, -lag), n_samples - max(0, lag)
+    moved[..., start:stop] = waveforms[..., start + lag : stop + lag]
+    return moved

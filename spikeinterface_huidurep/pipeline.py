@@ -1,0 +1,164 @@
+"""The way of the data: from a raw recording to a sorting. Start reading here."""
+
+import logging
+import shutil
+import time
+
+import numpy as np
+
+from spikeinterface.core import NumpySorting
+from spikeinterface.core.base import minimum_spike_dtype
+from spikeinterface.core.job_tools import fix_job_kwargs
+from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
+
+from spikeinterface_huidurep.clustering import cluster_spikes
+from spikeinterface_huidurep.detection import detect_spikes, select_spikes
+from spikeinterface_huidurep.features import compute_features
+from spikeinterface_huidurep.matching import estimate_templates, keep_frequent_units, make_sorting, match_templates
+from spikeinterface_huidurep.merging import merge_clusters
+from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
+from spikeinterface_huidurep.results import (
+    compute_posteriors,
+    describe_units,
+    join_groups,
+    save_clustering,
+    save_results,
+)
+from spikeinterface_huidurep.waveforms import Neighborhoods, extract_waveforms
+
+logger = logging.getLogger(__name__)
+
+
+def sort_recording(recording, params, folder, verbose=False):
+    """
+    Sort a recording, each group of channels on its own.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        With a probe, see `checks.check_recording`.
+    params : SorterParams
+    folder : Path
+        Existing folder for the files written beside the sorting.
+    verbose : bool, default: False
+        Show progress bars.
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Without units if there are none to be found; unit properties as `results.describe_units` sets them.
+
+    Raises
+    ------
+    ValueError
+        If the traces cannot be sorted (not finite, all flat, too short): says what to do.
+    """
+    job_kwargs = fix_job_kwargs(dict(params.job_kwargs, progress_bar=verbose))
+    logger.info("%s", recording)
+    groups = recording.split_by("group")
+    sortings, posteriors, seconds = {}, {}, {}
+    for group, recording_of_group in groups.items():
+        folder_of_group = folder if len(groups) == 1 else folder / f"group_{group}"
+        folder_of_group.mkdir(exist_ok=True)
+        clock = _Clock()
+        sortings[group], posteriors[group] = sort_group(recording_of_group, params, folder_of_group, job_kwargs, clock)
+        seconds[str(group)] = clock.seconds
+    sorting, all_posteriors = join_groups(sortings, posteriors, recording.sampling_frequency)
+    save_results(folder, sorting, all_posteriors, seconds)
+    return sorting
+
+
+def sort_group(recording, params, folder, job_kwargs, clock):
+    """
+    Sort channels that belong together.
+
+    Returns
+    -------
+    sorting : NumpySorting
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        Confidence of each spike, in the order of `sorting.to_spike_vector()`.
+    """
+    recording = remove_dead_channels(recording)
+    traces, cache_info = preprocess(recording, params, folder, job_kwargs)
+    clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
+    try:
+        return _sort_traces(traces, params, folder, job_kwargs, clock)
+    finally:
+        del traces
+        clean_cache_preprocessing(cache_info)
+        shutil.rmtree(folder / "waveforms", ignore_errors=True)
+
+
+def _sort_traces(traces, params, folder, job_kwargs, clock):
+    matching = params.assignment == "matching"
+    locations_um = traces.get_channel_locations()[:, :2]
+
+    all_peaks = detect_spikes(traces, params, job_kwargs)
+    peaks = select_spikes(all_peaks, params) if matching else all_peaks
+    clock.log("detect", f"{len(all_peaks)} peaks, {len(peaks)} kept for clustering")
+    if len(peaks) == 0:
+        return _find_nothing("no peak crosses detect_threshold", traces)
+
+    neighborhoods = Neighborhoods(locations_um, params.neighborhood_radius_um)
+    waveforms = extract_waveforms(
+        traces, peaks, neighborhoods, params.peak_sign, folder / "waveforms" / "peaks", job_kwargs
+    )
+    clock.log("extract", f"{waveforms.shape[1]} channels a spike")
+
+    features = compute_features(waveforms, peaks["channel_index"], neighborhoods, params)
+    clock.log("embed", f"{features.shape[1]} numbers a spike")
+
+    labels, posteriors = cluster_spikes(
+        features, peaks["channel_index"], params.max_components_per_channel, params.seed
+    )
+    clock.log("cluster", f"{labels.max() + 1} clusters")
+
+    labels, peaks = merge_clusters(
+        waveforms, peaks, labels, neighborhoods, locations_um, params.merge_threshold, traces.sampling_frequency, params.seed
+    )
+    labels = keep_frequent_units(labels, len(peaks) / len(all_peaks), traces.get_total_duration(), params)
+    save_clustering(folder, peaks, labels, posteriors, features, params)
+    clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
+
+    templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+    if templates is None:
+        return _find_nothing(f"none of {len(np.unique(labels[labels >= 0]))} clusters can be a unit", traces)
+    clock.log("templates", f"{len(templates.unit_ids)} templates")
+
+    if matching:
+        sorting = match_templates(traces, templates, params, job_kwargs)
+        templates = templates.select_units(sorting.unit_ids)
+        posteriors = compute_posteriors(
+            traces, sorting, templates, neighborhoods, params, folder / "waveforms" / "spikes", job_kwargs
+        )
+        clock.log("match", f"{len(posteriors)} spikes")
+    else:
+        kept = np.isin(labels, templates.unit_ids)
+        sorting, order = make_sorting(
+            peaks["sample_index"][kept], labels[kept], peaks["segment_index"][kept], traces.sampling_frequency
+        )
+        posteriors = posteriors[kept][order]
+
+    describe_units(sorting, templates, posteriors, params.peak_sign)
+    clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
+    return sorting, posteriors
+
+
+def _find_nothing(reason, traces):
+    logger.warning("no units: %s", reason)
+    sorting = NumpySorting(np.zeros(0, minimum_spike_dtype), traces.sampling_frequency, np.zeros(0, "int64"))
+    return sorting, np.zeros(0, dtype="float32")
+
+
+class _Clock:
+    """Logs one line a stage, and keeps the seconds each took."""
+
+    def __init__(self):
+        self.seconds = {}
+        self.last = time.perf_counter()
+
+    def log(self, stage, text):
+        now = time.perf_counter()
+        self.seconds[stage] = round(now - self.last, 2)
+        logger.info("%-10s %6.1f s  %s", stage, now - self.last, text)
+        self.last = now

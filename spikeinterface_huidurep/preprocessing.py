@@ -1,0 +1,145 @@
+"""From the raw recording to traces in which noise is white, with unit SD on every channel."""
+
+import logging
+
+import numpy as np
+
+from spikeinterface.core import get_noise_levels
+from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, scale
+from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
+from spikeinterface.sortingcomponents.tools import cache_preprocessing
+
+from spikeinterface_huidurep.whitening import (
+    estimate_temporal_filter,
+    noise_levels,
+    read_random_chunks,
+    spatial_whiten,
+    temporal_whiten,
+)
+
+logger = logging.getLogger(__name__)
+
+MIN_CHANNELS_FOR_REFERENCE = 32  # the median of fewer channels holds too much of the spikes
+DEAD_LEVEL = 1e-3  # a channel whose noise is below this share of the median channel is not connected
+MIN_DURATION_S = 0.1
+
+
+def remove_dead_channels(recording):
+    """
+    Leave out channels without signal.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+
+    Returns
+    -------
+    recording : BaseRecording
+        Without the flat channels; a warning in the log lists them.
+
+    Raises
+    ------
+    ValueError
+        If samples are not finite, the recording is shorter than 0.1 s, or all channels are flat.
+    """
+    if recording.get_total_duration() < MIN_DURATION_S:
+        raise ValueError(
+            f"the recording lasts {recording.get_total_duration():.3f} s; at least {MIN_DURATION_S} s are needed to "
+            "measure the noise"
+        )
+    check_finite(recording)
+    levels = noise_levels([np.diff(chunk, axis=0) for chunk in read_random_chunks(recording, seed=0)])
+    dead = levels <= DEAD_LEVEL * np.median(levels)
+    if dead.all():
+        raise ValueError("all channels are flat (their samples do not change): nothing can be sorted")
+    if dead.any():
+        logger.warning("channels without signal are left out: %s", recording.channel_ids[dead].tolist())
+        recording = recording.select_channels(recording.channel_ids[~dead])
+    return recording
+
+
+def check_finite(recording):
+    """
+    Check that a floating-point recording holds no NaN and no infinity, reading all of it once.
+
+    Raises
+    ------
+    ValueError
+        Names the channel, the segment and the first sample.
+    """
+    if recording.get_dtype().kind != "f":
+        return
+    chunk_size = int(recording.sampling_frequency)
+    for segment_index in range(recording.get_num_segments()):
+        for start in range(0, recording.get_num_samples(segment_index), chunk_size):
+            stop = min(start + chunk_size, recording.get_num_samples(segment_index))
+            traces = recording.get_traces(segment_index, start, stop)
+            if np.isfinite(traces).all():
+                continue
+            sample, channel = np.argwhere(~np.isfinite(traces))[0]
+            raise ValueError(
+                f"channel {recording.channel_ids[channel]!r} is {traces[sample, channel]} at sample {start + sample} of "
+                f"segment {segment_index}; replace such samples (for example by 0) or leave the channel out with "
+                "recording.remove_channels([...])"
+            )
+
+
+def preprocess(recording, params, folder, job_kwargs):
+    """
+    Filter, reference and whiten.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw traces, all channels alive.
+    params : SorterParams
+    folder : Path
+        For the estimated motion, and for the traces if they do not fit in memory.
+    job_kwargs : dict
+
+    Returns
+    -------
+    traces : BaseRecording
+        float32, in multiples of the noise SD.
+    cache_info : dict
+        For `spikeinterface.sortingcomponents.tools.clean_cache_preprocessing`.
+    """
+    if params.apply_preprocessing:
+        traces = whiten(recording, params, folder, job_kwargs)
+    else:
+        levels = get_noise_levels(recording, return_in_uV=False, random_slices_kwargs=dict(seed=params.seed))
+        traces = scale(recording, gain=1 / levels, dtype="float32")
+    return cache_preprocessing(
+        traces, mode=params.cache_preprocessing_mode, folder=folder / "cache_preprocessing", job_kwargs=job_kwargs
+    )
+
+
+def whiten(recording, params, folder, job_kwargs):
+    """Band-pass filter, common median reference, whitening in time and space, motion correction; all lazy."""
+    if recording.is_filtered():
+        logger.warning("the recording is marked as filtered; it is band-pass filtered again")
+    traces = bandpass_filter(
+        recording,
+        freq_min=params.freq_min,
+        freq_max=params.limit_freq_max(recording.sampling_frequency),
+        ftype="bessel",
+        filter_order=2,
+        dtype="float32",
+    )
+    if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE:
+        traces = common_reference(traces)
+    filtered = traces
+    if params.temporal_whitening:
+        taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
+        traces = temporal_whiten(traces, taps=taps)
+    traces = spatial_whiten(traces, params.whitening_radius_um, seed=params.seed)
+    if params.apply_motion_correction:
+        _, motion_info = correct_motion(
+            filtered,
+            preset=params.motion_correction_preset,
+            folder=folder / "motion",
+            output_motion_info=True,
+            **job_kwargs,
+        )
+        traces = InterpolateMotionRecording(traces, motion_info["motion"], border_mode="force_extrapolate")
+    return traces

@@ -1,0 +1,174 @@
+"""Cut the waveform of every spike out of the traces, as the encoder wants it."""
+
+import numpy as np
+
+from spikeinterface.core.node_pipeline import PeakRetriever, PipelineNode, run_node_pipeline
+
+MAX_CHANNELS = 12  # channels that describe a spike
+N_SAMPLES, N_BEFORE = 64, 24  # of the encoder, at MODEL_HZ
+MODEL_HZ = 30_000.0
+ALIGN_MS = 0.2  # the extremum is looked for this far from the detected sample
+N_SHIFTS = 8  # sub-sample positions of the extremum that are told apart
+SINC_HALF_WIDTH = 8  # samples to each side that interpolate a value
+
+
+class Neighborhoods:
+    """
+    The channels that describe a spike, for every centre channel, nearest first.
+
+    Parameters
+    ----------
+    locations_um : np.ndarray, float, shape (n_channels, 2)
+    radius_um : float
+
+    Attributes
+    ----------
+    channel_indices : np.ndarray, int64, shape (n_channels, n_neighbors)
+        Row c holds the neighbours of channel c, itself first; 0 where there is none.
+    channel_mask : np.ndarray, bool, shape (n_channels, n_neighbors)
+        False where there is no neighbour.
+    positions_um : np.ndarray, float32, shape (n_channels, n_neighbors, 2)
+        Relative to the centre channel.
+    """
+
+    def __init__(self, locations_um, radius_um):
+        distances = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
+        order = np.argsort(distances, axis=1, kind="stable")[:, :MAX_CHANNELS]
+        mask = np.take_along_axis(distances, order, axis=1) <= radius_um
+        mask = mask[:, : mask.sum(axis=1).max()]
+        self.channel_mask = mask
+        self.channel_indices = np.where(mask, order[:, : mask.shape[1]], 0)
+        positions = locations_um[self.channel_indices] - locations_um[:, None]
+        self.positions_um = np.where(mask[:, :, None], positions, 0).astype("float32")
+
+
+class ExtractAlignedWaveforms(PipelineNode):
+    """
+    Waveforms on the neighbouring channels, aligned on the extremum of the centre channel with sub-sample precision and
+    resampled to the rate of the encoder.
+
+    Returns float16 waveforms of shape (n_peaks, n_neighbors, N_SAMPLES), in units of the traces.
+    """
+
+    def __init__(self, recording, parents, neighborhoods, peak_sign):
+        PipelineNode.__init__(self, recording, return_output=True, parents=parents)
+        self.neighborhoods = neighborhoods
+        self.peak_sign = peak_sign
+        self.n_align = max(1, round(ALIGN_MS * 1e-3 * recording.sampling_frequency))
+        self.first, self.matrices = resampling_matrices(recording.sampling_frequency)
+        self.n_window = self.matrices.shape[1]
+
+    def get_margin(self):
+        return max(-self.first, self.first + self.n_window) + self.n_align + 1
+
+    def compute(self, traces, peaks):
+        channels = peaks["channel_index"]
+        samples, fractions = refine_peaks(traces, peaks["sample_index"], channels, self.peak_sign, self.n_align)
+        window = samples[:, None] + self.first + np.arange(self.n_window)
+        cut = traces[window[:, None, :], self.neighborhoods.channel_indices[channels][:, :, None]]
+        cut *= self.neighborhoods.channel_mask[channels][:, :, None]
+        shifts = np.round(fractions * N_SHIFTS).astype(int) + N_SHIFTS // 2
+        waveforms = np.empty((*cut.shape[:2], N_SAMPLES), dtype="float16")
+        for shift in np.unique(shifts):
+            waveforms[shifts == shift] = cut[shifts == shift] @ self.matrices[shift]
+        return waveforms
+
+
+def refine_peaks(traces, samples, channels, peak_sign, n_align):
+    """
+    Move peaks to the extremum of their channel, and say where between the samples it lies.
+
+    Returns
+    -------
+    samples : np.ndarray, int64, shape (n_peaks,)
+    fractions : np.ndarray, float32, shape (n_peaks,)
+        From -0.5 to 0.5 samples, vertex of the parabola through three samples.
+    """
+    offsets = np.arange(-n_align, n_align + 1)
+    values = traces[samples[:, None] + offsets, channels[:, None]]
+    if peak_sign == "neg":
+        values = -values
+    elif peak_sign == "both":
+        values = values * np.sign(values[:, n_align])[:, None]
+    samples = samples + offsets[np.argmax(values, axis=1)]
+    before, at, after = (np.abs(traces[samples + k, channels]) for k in (-1, 0, 1))
+    curvature = np.maximum(2 * at - before - after, 1e-6)
+    return samples, np.clip(0.5 * (after - before) / curvature, -0.5, 0.5)
+
+
+def resampling_matrices(sampling_frequency):
+    """
+    Windowed-sinc interpolation from the samples of a recording to those of the encoder.
+
+    Returns
+    -------
+    first : int
+        First sample of the window, relative to the peak.
+    matrices : np.ndarray, float32, shape (N_SHIFTS + 1, n_window, N_SAMPLES)
+        Number k is for a peak that lies k / N_SHIFTS - 0.5 samples after its sample.
+    """
+    step = sampling_frequency / MODEL_HZ
+    wanted = (np.arange(N_SAMPLES) - N_BEFORE) * step
+    first = int(np.floor(wanted[0])) - SINC_HALF_WIDTH
+    grid = np.arange(first, int(np.ceil(wanted[-1])) + SINC_HALF_WIDTH + 1)
+    shifts = np.arange(N_SHIFTS + 1) / N_SHIFTS - 0.5
+    distance = wanted[None, None, :] + shifts[:, None, None] - grid[None, :, None]
+    window = np.where(np.abs(distance) < SINC_HALF_WIDTH, np.cos(0.5 * np.pi * distance / SINC_HALF_WIDTH) ** 2, 0)
+    return first, (np.sinc(distance) * window).astype("float32")
+
+
+def resample_templates(templates):
+    """
+    Templates at the rate and in the window of the encoder.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+
+    Returns
+    -------
+    waveforms : np.ndarray, float32, shape (n_units, n_channels, N_SAMPLES)
+    """
+    dense = templates.get_dense_templates().transpose(0, 2, 1)  # (u, c, t)
+    first, matrices = resampling_matrices(templates.sampling_frequency)
+    n_window = matrices.shape[1]
+    pad_before = max(0, -first - templates.nbefore)
+    pad_after = max(0, first + n_window - templates.nafter)
+    padded = np.pad(dense, ((0, 0), (0, 0), (pad_before, pad_after)))
+    start = templates.nbefore + pad_before + first
+    return padded[:, :, start : start + n_window].astype("float32") @ matrices[N_SHIFTS // 2]
+
+
+def extract_waveforms(traces, peaks, neighborhoods, peak_sign, folder, job_kwargs):
+    """
+    Extract the aligned waveforms of peaks into a file.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    peaks : np.ndarray, structured, shape (n_peaks,)
+    neighborhoods : Neighborhoods
+    peak_sign : "neg" | "pos" | "both"
+        Extremum to align on.
+    folder : Path
+        Of the file that holds the waveforms; removed by the caller.
+    job_kwargs : dict
+
+    Returns
+    -------
+    waveforms : np.ndarray, float16, shape (n_peaks, n_neighbors, N_SAMPLES)
+        Memory-mapped. Channels nearest first; 0 where there is no neighbour.
+    """
+    retriever = PeakRetriever(traces, peaks)
+    node = ExtractAlignedWaveforms(traces, [retriever], neighborhoods, peak_sign)
+    return run_node_pipeline(
+        traces,
+        [retriever, node],
+        job_kwargs,
+        job_name="extract waveforms",
+        gather_mode="npy",
+        dest=folder,
+        names=["waveforms"],
+        squeeze_output=True,
+    )
