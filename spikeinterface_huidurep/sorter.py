@@ -17,7 +17,7 @@ from spikeinterface_huidurep.checks import attach_default_probe, check_recording
 from spikeinterface_huidurep.model.weights import weights_version
 from spikeinterface_huidurep.params import SorterParams, get_default_params, get_params_description
 
-REQUIRED_MODULES = ("torch", "safetensors", "scipy", "sklearn", "numba", "networkx", "pandas", "tqdm")
+REQUIRED_MODULES = ("torch", "safetensors", "scipy", "sklearn", "numba", "psutil", "networkx", "pandas", "tqdm")
 
 logger = logging.getLogger("spikeinterface_huidurep")
 
