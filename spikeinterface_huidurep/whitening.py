@@ -11,7 +11,6 @@ import numpy as np
 import scipy.fft
 import scipy.ndimage
 import scipy.signal
-
 from spikeinterface.core import get_channel_distances, get_random_data_chunks
 from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 from spikeinterface.preprocessing.whiten import WhitenRecording
@@ -20,14 +19,17 @@ HALF_TAPS_MS = 2.0  # the impulse response of a spectrum without lines has died 
 BLOCK_TO_TAPS = 16  # block length of the overlap-save filter, in multiples of the number of taps
 SPECTRUM_WINDOW_MS = 4.2  # one window for noise and spikes alike, so that both spectra are smeared alike
 QUIET_LEVEL = 4.5  # noise windows hold no sample beyond this many noise SD
+MIN_QUIET_SHARE = 0.02  # so many windows count as noise, however restless the recording
 SPIKE_LEVEL = 6.0  # the spectrum of spikes is measured on peaks beyond this many noise SD
 MIN_SPIKES = 30  # fewer peaks than this tell nothing of the spectrum of spikes
 HALF_WEIGHT = 0.02  # spike-to-noise ratio, relative to its maximum, at which a frequency gets half its weight
-NOISE_FLOOR = 0.02  # power below this share of the maximum is not lifted further: it holds no spikes, or is nearly absent
+NOISE_FLOOR = (
+    0.02  # power below this share of the maximum is not lifted further: it holds no spikes, or is nearly absent
+)
 FALLBACK_BAND_HZ = (300.0, 5000.0)  # the band of spikes where the recording has too few to measure
 NORMAL_MAD = 0.6744897501960817  # median absolute deviation of the standard normal distribution
 ESTIMATE_CHUNK_S = 0.5
-ESTIMATE_MAX_CHUNKS = 60
+ESTIMATE_MAX_CHUNKS = 40
 ESTIMATE_MAX_VALUES = 40_000_000  # float32 values read to estimate filters: 160 MB
 
 
@@ -164,12 +166,16 @@ def read_random_chunks(recording, seed):
     """
     Read seeded random chunks, few enough to fit in memory whatever the number of channels.
 
+    Segments shorter than a chunk are left out, unless all are.
+
     Returns
     -------
     chunks : list of np.ndarray, float32, each of shape (n_samples, n_channels)
     """
-    chunk_size = int(min(ESTIMATE_CHUNK_S * recording.sampling_frequency, recording.get_total_samples()))
-    chunk_size = min(chunk_size, min(recording.get_num_samples(s) for s in range(recording.get_num_segments())))
+    sizes = np.array([recording.get_num_samples(index) for index in range(recording.get_num_segments())])
+    chunk_size = int(min(ESTIMATE_CHUNK_S * recording.sampling_frequency, sizes.max()))
+    if sizes.min() < chunk_size:
+        recording = recording.select_segments(np.flatnonzero(sizes >= chunk_size).tolist())
     affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels() * recording.get_num_segments())
     chunks = get_random_data_chunks(
         recording,
@@ -264,7 +270,7 @@ def measure_spectra(chunks, sampling_frequency):
         Mean spectrum of spikes scaled to the same peak, without the noise beneath them; None if there are too few.
     """
     n_window = 2 * int(SPECTRUM_WINDOW_MS * 1e-3 * sampling_frequency / 2)
-    quiet = np.concatenate([_quiet_windows(chunk, n_window) for chunk in chunks])
+    quiet = _quiet_windows(chunks, n_window)
     spikes = np.concatenate([_spike_windows(chunk, n_window) for chunk in chunks])
     frequencies_hz = scipy.fft.rfftfreq(n_window, 1 / sampling_frequency)
     noise_power = _mean_power(quiet)
@@ -276,12 +282,19 @@ def measure_spectra(chunks, sampling_frequency):
     return frequencies_hz, noise_power, spike_power
 
 
-def _quiet_windows(chunk, n_window):
-    """Windows of single channels without spikes, shape (n_windows, n_window)."""
-    n_windows = len(chunk) // n_window
-    windows = chunk[: n_windows * n_window].reshape(n_windows, n_window, -1)
-    quiet = np.abs(windows).max(axis=1) < QUIET_LEVEL
-    return windows.transpose(0, 2, 1)[quiet]
+def _quiet_windows(chunks, n_window):
+    """
+    Windows of single channels without spikes, shape (n_windows, n_window).
+
+    Where spikes or heavy tails leave hardly any, the quietest windows.
+    """
+    windows, extremes = [], []
+    for chunk in chunks:
+        n_windows = len(chunk) // n_window
+        windows.append(chunk[: n_windows * n_window].reshape(n_windows, n_window, -1).transpose(0, 2, 1))
+        extremes.append(np.abs(windows[-1]).max(axis=2))  # (n_windows, n_channels)
+    level = max(QUIET_LEVEL, np.quantile(np.concatenate(extremes), MIN_QUIET_SHARE))
+    return np.concatenate([of_chunk[size <= level] for of_chunk, size in zip(windows, extremes, strict=True)])
 
 
 def _spike_windows(chunk, n_spike):
@@ -318,14 +331,14 @@ def design_temporal_filter(frequencies_hz, noise_power, spike_power, sampling_fr
     -------
     taps : np.ndarray, float64, shape (2 * n_half + 1,)
     """
-    noise_power = noise_power + NOISE_FLOOR * noise_power.max()
+    lifted_power = noise_power + NOISE_FLOOR * noise_power.max()
     if spike_power is None:
         low, high = FALLBACK_BAND_HZ
         weight = ((frequencies_hz >= low) & (frequencies_hz <= high)).astype(float)
     else:
-        ratio = spike_power / noise_power
+        ratio = spike_power / lifted_power
         weight = ratio / (ratio + HALF_WEIGHT * ratio.max())
-    response = np.sqrt(weight / noise_power)
+    response = np.sqrt(weight / lifted_power)
     n_half = int(HALF_TAPS_MS * 1e-3 * sampling_frequency)
     n_fft = 8 * n_half
     fine_hz = scipy.fft.rfftfreq(n_fft, 1 / sampling_frequency)
