@@ -23,13 +23,11 @@ MIN_QUIET_SHARE = 0.02  # so many windows count as noise, however restless the r
 SPIKE_LEVEL = 6.0  # the spectrum of spikes is measured on peaks beyond this many noise SD
 MIN_SPIKES = 30  # fewer peaks than this tell nothing of the spectrum of spikes
 HALF_WEIGHT = 0.02  # spike-to-noise ratio, relative to its maximum, at which a frequency gets half its weight
-NOISE_FLOOR = (
-    0.02  # power below this share of the maximum is not lifted further: it holds no spikes, or is nearly absent
-)
+NOISE_FLOOR = 0.02  # power below this share of the maximum is not lifted: no spikes there, or hardly any power
 FALLBACK_BAND_HZ = (300.0, 5000.0)  # the band of spikes where the recording has too few to measure
 NORMAL_MAD = 0.6744897501960817  # median absolute deviation of the standard normal distribution
 ESTIMATE_CHUNK_S = 0.5
-ESTIMATE_MAX_CHUNKS = 40
+ESTIMATE_MAX_CHUNKS = 60
 ESTIMATE_MAX_VALUES = 40_000_000  # float32 values read to estimate filters: 160 MB
 
 
