@@ -100,8 +100,8 @@ def check_locations(recording):
         _, first, counts = np.unique(locations_um[groups == group], axis=0, return_index=True, return_counts=True)
         if np.any(counts > 1):
             raise ValueError(
-                f"several channels of group {group!r} are at the same location (for example that of channel "
-                f"{channel_ids[first[counts > 1][0]]!r}). If they belong to different tetrodes or shanks, set the "
+                f"several channels of group {group} are at the same location (for example that of channel "
+                f"{channel_ids[first[counts > 1][0]]}). If they belong to different tetrodes or shanks, set the "
                 "property 'group' and sort each one alone with `run_sorter_by_property('huidurep', recording, "
                 "grouping_property='group', folder=...)`; otherwise attach a probe with true locations"
             )

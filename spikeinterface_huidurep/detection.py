@@ -3,8 +3,6 @@
 import logging
 
 import numpy as np
-
-from spikeinterface.core.time_series_tools import get_random_sample_slices
 from spikeinterface.sortingcomponents.peak_detection import detect_peaks
 from spikeinterface.sortingcomponents.peak_selection import select_peaks
 from spikeinterface.sortingcomponents.tools import get_prototype_and_waveforms_from_peaks
@@ -75,13 +73,17 @@ def select_spikes(peaks, params):
 
 
 def _random_slices(traces, seed):
-    shortest = min(traces.get_num_samples(index) for index in range(traces.get_num_segments()))
-    chunk_size = min(int(PROTOTYPE_SLICE_S * traces.sampling_frequency), shortest)
-    n_slices = max(1, PROTOTYPE_SLICES // traces.get_num_segments())
-    slices = get_random_sample_slices(
-        traces, num_chunks_per_segment=n_slices, chunk_duration=None, chunk_size=chunk_size, seed=seed
-    )
-    return sorted(set(slices))
+    """Slices (segment_index, start, stop); segments shorter than a slice are left out, unless all are."""
+    sizes = np.array([traces.get_num_samples(index) for index in range(traces.get_num_segments())])
+    slice_size = min(int(PROTOTYPE_SLICE_S * traces.sampling_frequency), sizes.max())
+    segment_indices = np.flatnonzero(sizes >= slice_size)
+    n_slices = max(1, PROTOTYPE_SLICES // len(segment_indices))
+    rng = np.random.default_rng(seed)
+    slices = set()
+    for segment_index in segment_indices:
+        for start in rng.integers(0, sizes[segment_index] - slice_size, n_slices, endpoint=True):
+            slices.add((int(segment_index), int(start), int(start + slice_size)))
+    return sorted(slices)
 
 
 def _learn_prototype(traces, peaks, params, job_kwargs):

@@ -3,7 +3,6 @@
 import logging
 
 import numpy as np
-
 from spikeinterface.core import get_noise_levels
 from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, scale
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
@@ -22,6 +21,7 @@ logger = logging.getLogger(__name__)
 MIN_CHANNELS_FOR_REFERENCE = 32  # the median of fewer channels holds too much of the spikes
 DEAD_LEVEL = 1e-3  # a channel whose noise is below this share of the median channel is not connected
 MIN_DURATION_S = 0.1
+MIN_SEGMENT_MS = 5.0  # the margin of the band-pass filter
 
 
 def remove_dead_channels(recording):
@@ -40,13 +40,9 @@ def remove_dead_channels(recording):
     Raises
     ------
     ValueError
-        If samples are not finite, the recording is shorter than 0.1 s, or all channels are flat.
+        If samples are not finite, the recording or a segment is too short, or all channels are flat.
     """
-    if recording.get_total_duration() < MIN_DURATION_S:
-        raise ValueError(
-            f"the recording lasts {recording.get_total_duration():.3f} s; at least {MIN_DURATION_S} s are needed to "
-            "measure the noise"
-        )
+    check_duration(recording)
     check_finite(recording)
     levels = noise_levels([np.diff(chunk, axis=0) for chunk in read_random_chunks(recording, seed=0)])
     dead = levels <= DEAD_LEVEL * np.median(levels)
@@ -56,6 +52,29 @@ def remove_dead_channels(recording):
         logger.warning("channels without signal are left out: %s", recording.channel_ids[dead].tolist())
         recording = recording.select_channels(recording.channel_ids[~dead])
     return recording
+
+
+def check_duration(recording):
+    """
+    Check that there is enough to measure the noise, and to filter each segment.
+
+    Raises
+    ------
+    ValueError
+        Says how long the recording or the segment is, and how long it has to be.
+    """
+    if recording.get_total_duration() < MIN_DURATION_S:
+        raise ValueError(
+            f"the recording lasts {recording.get_total_duration():.3f} s; at least {MIN_DURATION_S} s are needed to "
+            "measure the noise"
+        )
+    for segment_index in range(recording.get_num_segments()):
+        duration_ms = 1000 * recording.get_num_samples(segment_index) / recording.sampling_frequency
+        if duration_ms < MIN_SEGMENT_MS:
+            raise ValueError(
+                f"segment {segment_index} lasts {duration_ms:.2f} ms; at least {MIN_SEGMENT_MS} ms are needed to "
+                "filter it; leave it out with recording.select_segments([...])"
+            )
 
 
 def check_finite(recording):
@@ -78,7 +97,7 @@ def check_finite(recording):
                 continue
             sample, channel = np.argwhere(~np.isfinite(traces))[0]
             raise ValueError(
-                f"channel {recording.channel_ids[channel]!r} is {traces[sample, channel]} at sample {start + sample} of "
+                f"channel {recording.channel_ids[channel]} is {traces[sample, channel]} at sample {start + sample} of "
                 f"segment {segment_index}; replace such samples (for example by 0) or leave the channel out with "
                 "recording.remove_channels([...])"
             )
