@@ -1,7 +1,6 @@
 """Templates of the units, and the spikes that match them."""
 
 import numpy as np
-
 from spikeinterface.core import NumpySorting, Templates, estimate_templates_with_accumulator, ms_to_samples
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
@@ -61,6 +60,12 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
         max_jitter_ms=MAX_JITTER_MS,
     )
     return templates if len(templates.unit_ids) > 0 else None
+
+
+def move_inside(peaks, traces):
+    """Put peaks that a lag moved beyond an end of their segment on its first or last sample, in place."""
+    n_samples = np.array([traces.get_num_samples(index) for index in range(traces.get_num_segments())])
+    peaks["sample_index"] = np.clip(peaks["sample_index"], 0, n_samples[peaks["segment_index"]] - 1)
 
 
 def keep_frequent_units(labels, share_selected, duration_s, params):
@@ -123,6 +128,6 @@ def make_sorting(samples, labels, segments, sampling_frequency):
     unit_ids, unit_indices = np.unique(labels, return_inverse=True)
     order = np.lexsort((unit_indices, samples, segments))
     spikes = np.zeros(len(samples), dtype=minimum_spike_dtype)
-    spikes["sample_index"] = np.maximum(samples, 0)  # a lag may move the first spike before the recording
+    spikes["sample_index"] = samples
     spikes["unit_index"], spikes["segment_index"] = unit_indices, segments
     return NumpySorting(spikes[order], sampling_frequency, unit_ids.astype("int64")), order

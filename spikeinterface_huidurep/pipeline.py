@@ -5,7 +5,6 @@ import shutil
 import time
 
 import numpy as np
-
 from spikeinterface.core import NumpySorting
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.job_tools import fix_job_kwargs
@@ -14,7 +13,13 @@ from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.features import compute_features
-from spikeinterface_huidurep.matching import estimate_templates, keep_frequent_units, make_sorting, match_templates
+from spikeinterface_huidurep.matching import (
+    estimate_templates,
+    keep_frequent_units,
+    make_sorting,
+    match_templates,
+    move_inside,
+)
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
 from spikeinterface_huidurep.results import (
@@ -55,6 +60,7 @@ def sort_recording(recording, params, folder, verbose=False):
     """
     job_kwargs = fix_job_kwargs(dict(params.job_kwargs, progress_bar=verbose))
     logger.info("%s", recording)
+    recording = remove_dead_channels(recording)
     groups = recording.split_by("group")
     sortings, posteriors, seconds = {}, {}, {}
     for group, recording_of_group in groups.items():
@@ -78,7 +84,6 @@ def sort_group(recording, params, folder, job_kwargs, clock):
     posteriors : np.ndarray, float32, shape (n_spikes,)
         Confidence of each spike, in the order of `sorting.to_spike_vector()`.
     """
-    recording = remove_dead_channels(recording)
     traces, cache_info = preprocess(recording, params, folder, job_kwargs)
     clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
     try:
@@ -114,8 +119,16 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
     clock.log("cluster", f"{labels.max() + 1} clusters")
 
     labels, peaks = merge_clusters(
-        waveforms, peaks, labels, neighborhoods, locations_um, params.merge_threshold, traces.sampling_frequency, params.seed
+        waveforms,
+        peaks,
+        labels,
+        neighborhoods,
+        locations_um,
+        params.merge_threshold,
+        traces.sampling_frequency,
+        params.seed,
     )
+    move_inside(peaks, traces)
     labels = keep_frequent_units(labels, len(peaks) / len(all_peaks), traces.get_total_duration(), params)
     save_clustering(folder, peaks, labels, posteriors, features, params)
     clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
@@ -127,6 +140,8 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
 
     if matching:
         sorting = match_templates(traces, templates, params, job_kwargs)
+        if len(sorting.unit_ids) == 0:
+            return _find_nothing(f"none of {len(templates.unit_ids)} templates fires at min_firing_rate", traces)
         templates = templates.select_units(sorting.unit_ids)
         posteriors = compute_posteriors(
             traces, sorting, templates, neighborhoods, params, folder / "waveforms" / "spikes", job_kwargs
