@@ -3,7 +3,6 @@
 import json
 
 import numpy as np
-
 from spikeinterface.core import NumpySorting
 
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms

@@ -1,7 +1,6 @@
 """Cut the waveform of every spike out of the traces, as the encoder wants it."""
 
 import numpy as np
-
 from spikeinterface.core.node_pipeline import PeakRetriever, PipelineNode, run_node_pipeline
 
 MAX_CHANNELS = 12  # channels that describe a spike
