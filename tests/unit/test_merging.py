@@ -1,0 +1,206 @@
+"""Merging: the parts of one unit become one, two units stay two."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikeinterface.core.base import base_peak_dtype
+
+from spikeinterface_huidurep.merging import MAX_LAG, dip_score, find_lag, merge_clusters, shift_waveforms
+from spikeinterface_huidurep.waveforms import MODEL_HZ, N_BEFORE, N_SAMPLES, Neighborhoods
+
+LOCATIONS_UM = np.c_[np.zeros(3), 20.0 * np.arange(3)]
+NEIGHBORHOODS = Neighborhoods(LOCATIONS_UM, 100.0)
+THRESHOLD = 2.5
+
+
+def pulse(delay=0.0, width=5.0):
+    """Trough of depth 1 and a slow rebound, shape (N_SAMPLES,)."""
+    k = np.arange(N_SAMPLES) - N_BEFORE - delay
+    return -np.exp(-0.5 * (k / width) ** 2) + 0.4 * np.exp(-0.5 * ((k - 14) / 8) ** 2)
+
+
+def make_spikes(rng, mean, n_spikes, channel, jitter=0.0):
+    """
+    Waveforms of a unit with unit noise, seen from `channel`.
+
+    `mean` has shape (n_channels, N_SAMPLES) in the order of the channels of the probe.
+    """
+    size = 1 + jitter * rng.normal(size=(n_spikes, 1, 1))
+    waveforms = size * mean[None] + rng.normal(size=(n_spikes, *mean.shape))
+    return waveforms[:, NEIGHBORHOODS.channel_indices[channel]], np.full(n_spikes, channel)
+
+
+def merge(parts, labels, threshold=THRESHOLD, sampling_frequency=MODEL_HZ, seed=0):
+    """Merge clusters given as a list of (waveforms, channels) and a label for each spike."""
+    waveforms = np.concatenate([waveforms for waveforms, _ in parts]).astype("float16")
+    peaks = np.zeros(len(waveforms), dtype=base_peak_dtype)
+    peaks["channel_index"] = np.concatenate([channels for _, channels in parts])
+    peaks["sample_index"] = 1000 + 300 * np.arange(len(waveforms))
+    found, aligned = merge_clusters(
+        waveforms, peaks, np.asarray(labels), NEIGHBORHOODS, LOCATIONS_UM, threshold, sampling_frequency, seed
+    )
+    return found, aligned["sample_index"] - peaks["sample_index"]
+
+
+def n_clusters(labels):
+    return len(np.unique(labels[labels >= 0]))
+
+
+SMALL, LARGE = np.array([[0.3], [1.0], [0.3]]), np.array([[1.0], [0.5], [0.1]])
+
+
+@pytest.mark.parametrize("n_spikes", [100, 400, 2000])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_halves_of_one_gaussian_merge(n_spikes, seed):
+    rng = np.random.default_rng(seed)
+    mean = 10 * SMALL * pulse()
+    spikes = make_spikes(rng, mean, n_spikes, channel=1, jitter=0.1)
+    sizes = np.sum(spikes[0] * mean[NEIGHBORHOODS.channel_indices[1]], axis=(1, 2))
+    labels, moved = merge([spikes], sizes > np.median(sizes))
+    assert n_clusters(labels) == 1 and not moved.any()
+
+
+@pytest.mark.parametrize("n_first, n_second", [(400, 400), (60, 60), (1000, 60)])
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_units_do_not_merge(n_first, n_second, seed):
+    rng = np.random.default_rng(seed)
+    parts = [
+        make_spikes(rng, 10 * SMALL * pulse(), n_first, channel=1),
+        make_spikes(rng, 10 * SMALL * pulse(width=7.0), n_second, channel=1),
+    ]
+    truth = np.repeat([0, 1], [n_first, n_second])
+    labels, moved = merge(parts, truth)
+    assert np.array_equal(labels, truth) and not moved.any()
+
+
+@pytest.mark.parametrize("sampling_frequency", [10_000.0, MODEL_HZ])
+@pytest.mark.parametrize("lag", [-9, 0, 6])
+@pytest.mark.parametrize("channels", [(1, 1), (1, 0)])
+def test_one_unit_aligned_on_two_extrema_merges_with_its_lag(lag, channels, sampling_frequency):
+    rng = np.random.default_rng(0)
+    parts = [
+        make_spikes(rng, 10 * LARGE * pulse(), 300, channels[0]),
+        make_spikes(rng, 10 * LARGE * pulse(delay=lag), 150, channels[1]),
+    ]
+    truth = np.repeat([5, 2], [300, 150])
+    labels, moved = merge(parts, truth, sampling_frequency=sampling_frequency)
+    assert (labels == 5).all()  # the larger cluster keeps its name and its times
+    assert not moved[truth == 5].any()
+    assert (moved[truth == 2] == round(lag * sampling_frequency / MODEL_HZ)).all()
+
+
+def test_lags_add_up_along_a_chain():
+    rng = np.random.default_rng(0)
+    delays, sizes = (0, 4, 8), (300, 200, 100)
+    parts = [make_spikes(rng, 10 * SMALL * pulse(delay), size, 1) for delay, size in zip(delays, sizes, strict=True)]
+    truth = np.repeat([0, 1, 2], sizes)
+    labels, moved = merge(parts, truth)
+    assert (labels == 0).all()
+    assert moved.tolist() == np.repeat(delays, sizes).tolist()
+
+
+def test_a_collision_cluster_does_not_join_two_units():
+    rng = np.random.default_rng(0)
+    first, second = 12 * SMALL * pulse(), 12 * SMALL * pulse(width=8.0)
+    parts = [
+        make_spikes(rng, first, 400, 1),
+        make_spikes(rng, second, 400, 1),
+        make_spikes(rng, 0.5 * (first + second), 60, 1, jitter=0.25),  # between the two
+    ]
+    truth = np.repeat([0, 1, 2], [400, 400, 60])
+    for threshold in (THRESHOLD, 2 * THRESHOLD):
+        labels, _ = merge(parts, truth, threshold=threshold)
+        assert len(set(labels[truth < 2])) == 2
+
+
+def make_many(seed):
+    """Halves of three units and spikes without a label."""
+    rng = np.random.default_rng(seed)
+    shapes = [10 * SMALL * pulse(), 10 * SMALL[::-1] * pulse(width=8.0), 8 * LARGE * pulse(width=6.0)]
+    parts = [
+        make_spikes(rng, shape, 200, channel, jitter=0.1) for shape, channel in zip(shapes, (1, 1, 0), strict=True)
+    ]
+    return parts, np.where(np.arange(600) % 50 == 0, -1, np.arange(600) // 100)
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_higher_threshold_never_gives_more_units(seed):
+    parts, labels = make_many(seed)
+    counts = [n_clusters(merge(parts, labels, threshold)[0]) for threshold in (0, 0.5, 1, 2, 4, 8, 100)]
+    assert counts[0] == 6
+    assert counts == sorted(counts, reverse=True)
+
+
+def test_threshold_zero_merges_none():
+    parts, labels = make_many(0)
+    found, moved = merge(parts, labels, threshold=0.0)
+    assert np.array_equal(found, labels) and not moved.any()
+
+
+def test_three_split_units_are_mended_and_spikes_without_label_stay_so():
+    parts, labels = make_many(0)
+    found, _ = merge(parts, labels)
+    assert np.array_equal(found == -1, labels == -1)
+    assert [len(set(found[start : start + 200]) - {-1}) for start in (0, 200, 400)] == [1, 1, 1]
+    assert n_clusters(found) == 3
+
+
+def test_same_seed_same_result_and_arguments_are_not_changed():
+    parts, labels = make_many(0)
+    before = labels.copy()
+    first, second = (merge(parts, labels) for _ in range(2))
+    assert np.array_equal(first[0], second[0]) and np.array_equal(first[1], second[1])
+    assert np.array_equal(labels, before)
+
+
+def test_clusters_far_apart_are_not_compared():
+    locations = np.c_[np.zeros(2), [0.0, 500.0]]
+    neighborhoods = Neighborhoods(locations, 50.0)
+    rng = np.random.default_rng(0)
+    waveforms = (10 * pulse() + rng.normal(size=(200, 1, N_SAMPLES))).astype("float16")
+    peaks = np.zeros(200, dtype=base_peak_dtype)
+    peaks["channel_index"] = labels = np.repeat([0, 1], 100)
+    found, _ = merge_clusters(waveforms, peaks, labels, neighborhoods, locations, 100.0, MODEL_HZ, 0)
+    assert np.array_equal(found, labels)
+
+
+@pytest.mark.parametrize("labels", [np.full(40, -1), np.zeros(40, dtype=int)])
+def test_nothing_to_merge(labels):
+    parts = [make_spikes(np.random.default_rng(0), 10 * SMALL * pulse(), 40, 1)]
+    found, moved = merge(parts, labels)
+    assert np.array_equal(found, labels) and not moved.any()
+
+
+# --- parts ---
+
+
+def test_dip_score_is_low_without_a_gap_and_high_with_one():
+    rng = np.random.default_rng(0)
+    values = np.sort(rng.normal(size=800))
+    assert dip_score(values[:400], values[400:], (400, 400)) < 1.5
+    assert dip_score(values[:400] - 2, values[400:] + 2, (400, 400)) > 5
+
+
+def test_dip_score_sees_a_small_cluster_in_the_tail_of_a_large_one():
+    rng = np.random.default_rng(0)
+    large, small = rng.normal(size=500), 6 + 0.5 * rng.normal(size=60)
+    assert dip_score(large, small, (20_000, 60)) > THRESHOLD
+
+
+@settings(max_examples=50, deadline=None)
+@given(lag=st.integers(-MAX_LAG, MAX_LAG), n_channels=st.integers(1, 4), seed=st.integers(0, 20))
+def test_lag_is_recovered(lag, n_channels, seed):
+    long = np.random.default_rng(seed).normal(size=(n_channels, N_SAMPLES + 2 * MAX_LAG))
+    first = long[:, MAX_LAG : MAX_LAG + N_SAMPLES]
+    second = long[:, MAX_LAG - lag : MAX_LAG - lag + N_SAMPLES]
+    found, difference = find_lag(first, second)
+    assert found == lag and difference == 0
+    inner = slice(MAX_LAG, N_SAMPLES - MAX_LAG)
+    np.testing.assert_array_equal(shift_waveforms(second, found)[:, inner], first[:, inner])
+
+
+@pytest.mark.parametrize("lag, wanted", [(0, [1, 2, 3, 4]), (1, [2, 3, 4, 0]), (-2, [0, 0, 1, 2])])
+def test_shift_by_hand(lag, wanted):
+    waveforms = np.tile(np.arange(1, 5), (2, 3, 1))
+    assert (shift_waveforms(waveforms, lag) == np.array(wanted)).all()
