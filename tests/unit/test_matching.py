@@ -1,0 +1,170 @@
+"""Templates and matching: which clusters can be units, and how spikes become a sorting."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikeinterface.core import NumpyRecording
+from spikeinterface.core.base import base_peak_dtype
+
+from spikeinterface_huidurep.matching import (
+    estimate_templates,
+    keep_frequent_units,
+    make_sorting,
+    match_templates,
+    move_inside,
+)
+from spikeinterface_huidurep.params import SorterParams
+
+SAMPLING_FREQUENCY = 30_000.0
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "500ms", "progress_bar": False}
+PARAMS = SorterParams()
+
+
+# --- sortings ---
+
+
+def test_sorting_by_hand():
+    samples = np.array([50, 10, 10, 5, 10])
+    labels = np.array([7, 9, 2, 9, 7])
+    segments = np.array([0, 0, 0, 1, 0])
+    sorting, order = make_sorting(samples, labels, segments, SAMPLING_FREQUENCY)
+    assert sorting.unit_ids.tolist() == [2, 7, 9]
+    assert sorting.sampling_frequency == SAMPLING_FREQUENCY
+    assert order.tolist() == [2, 4, 1, 0, 3]
+    spikes = sorting.to_spike_vector()
+    assert spikes["sample_index"].tolist() == [10, 10, 10, 50, 5]
+    assert spikes["unit_index"].tolist() == [0, 1, 2, 1, 2]
+    assert spikes["segment_index"].tolist() == [0, 0, 0, 0, 1]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    spikes=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 30), st.integers(0, 5)), max_size=40),
+)
+def test_sorting_is_sorted_and_order_leads_back(spikes):
+    segments, samples, labels = (np.array([spike[i] for spike in spikes], dtype="int64") for i in range(3))
+    sorting, order = make_sorting(samples, labels, segments, SAMPLING_FREQUENCY)
+    vector = sorting.to_spike_vector()
+    found = list(zip(vector["segment_index"], vector["sample_index"], vector["unit_index"], strict=True))
+    assert found == sorted(found)
+    assert np.array_equal(vector["segment_index"], segments[order])
+    assert np.array_equal(vector["sample_index"], samples[order])
+    assert np.array_equal(sorting.unit_ids[vector["unit_index"]], labels[order])
+
+
+def test_samples_beyond_the_ends_are_moved_inside():
+    recording = NumpyRecording([np.zeros((100, 1)), np.zeros((50, 1))], SAMPLING_FREQUENCY)
+    peaks = np.zeros(6, dtype=base_peak_dtype)
+    peaks["sample_index"], peaks["segment_index"] = [-3, 99, 104, -1, 20, 50], [0, 0, 0, 1, 1, 1]
+    move_inside(peaks, recording)
+    assert peaks["sample_index"].tolist() == [0, 99, 99, 0, 20, 49]
+
+
+def test_sorting_without_spikes():
+    empty = np.zeros(0, dtype="int64")
+    sorting, order = make_sorting(empty, empty, empty, SAMPLING_FREQUENCY)
+    assert len(sorting.unit_ids) == len(order) == 0
+
+
+# --- frequent units ---
+
+
+def test_rare_units_lose_their_label():
+    labels = np.repeat([-1, 0, 1, 2], [3, 9, 10, 11])
+    params = SorterParams(min_firing_rate=0.1)
+    found = keep_frequent_units(labels, 1.0, 100.0, params)
+    assert found.tolist() == [-1] * 12 + [1] * 10 + [2] * 11
+    assert labels[3] == 0
+
+
+def test_the_share_of_selected_spikes_counts():
+    labels = np.repeat([0, 1], [4, 6])
+    params = SorterParams(min_firing_rate=0.1)
+    assert set(keep_frequent_units(labels, 0.5, 100.0, params)) == {-1, 1}
+    assert set(keep_frequent_units(labels, 0.1, 100.0, params)) == {0, 1}
+
+
+@pytest.mark.parametrize("labels", [np.zeros(0, dtype="int64"), np.full(5, -1)])
+def test_no_unit_to_keep(labels):
+    assert np.array_equal(keep_frequent_units(labels, 1.0, 10.0, PARAMS), labels)
+
+
+def test_rate_zero_keeps_all():
+    labels = np.array([0, 1, 1, -1])
+    assert np.array_equal(keep_frequent_units(labels, 1.0, 1e6, SorterParams(min_firing_rate=0.0)), labels)
+
+
+# --- templates ---
+
+N_CHANNELS = 4
+PULSE = -np.exp(-0.5 * ((np.arange(61) - 30) / 4) ** 2) + 0.3 * np.exp(-0.5 * ((np.arange(61) - 45) / 6) ** 2)
+SHAPES = np.array([[20.0, 8.0, 0.0, 0.0], [0.0, 0.0, 10.0, 15.0]])[:, None, :] * PULSE[None, :, None]  # (u, t, c)
+SHAPES[1] = np.roll(SHAPES[1], 3, axis=0) + 0.3 * SHAPES[1]  # another form, too
+
+
+@pytest.fixture(scope="module")
+def two_units():
+    """(recording, samples, units): unit noise, 2 units of 60 spikes that sometimes overlap."""
+    rng = np.random.default_rng(0)
+    n_samples = 10 * 30_000
+    traces = rng.normal(size=(n_samples, N_CHANNELS)).astype("float32")
+    samples = [np.sort(rng.choice(np.arange(200, n_samples - 200, 150), 60, replace=False)) for _ in range(2)]
+    samples[1][:5] = samples[0][:5] + 12
+    for unit, of_unit in enumerate(samples):
+        for sample in of_unit:
+            traces[sample - 30 : sample + 31] += SHAPES[unit]
+    recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(N_CHANNELS), 20.0 * np.arange(N_CHANNELS)])
+    return recording, samples
+
+
+def peaks_of(samples, channels):
+    peaks = np.zeros(sum(map(len, samples)), dtype=base_peak_dtype)
+    peaks["sample_index"] = np.concatenate(samples)
+    peaks["channel_index"] = np.repeat(channels, [len(of_unit) for of_unit in samples])
+    order = np.argsort(peaks["sample_index"], kind="stable")
+    return peaks[order], np.repeat(np.arange(len(samples)), [len(of_unit) for of_unit in samples])[order]
+
+
+def test_templates_are_the_mean_waveforms(two_units):
+    recording, samples = two_units
+    peaks, labels = peaks_of(samples, [0, 3])
+    templates = estimate_templates(recording, peaks, labels + 4, PARAMS, JOB_KWARGS)
+    assert templates.unit_ids.tolist() == [4, 5]
+    assert (templates.nbefore, templates.num_samples) == (60, 150)
+    dense = templates.get_dense_templates()
+    for unit in range(2):
+        wanted = np.mean([recording.get_traces(0, s - 60, s + 90) for s in samples[unit]], axis=0)
+        inside = templates.sparsity.mask[unit]
+        np.testing.assert_allclose(dense[unit][:, inside], wanted[:, inside], atol=1e-3)
+    assert templates.sparsity.mask[0, :2].all() and templates.sparsity.mask[1, 2:].all()
+
+
+def test_small_clusters_and_clusters_off_their_extremum_are_no_units(two_units):
+    recording, samples = two_units
+    noise = np.arange(1000, 290_000, 5000)
+    peaks, labels = peaks_of([samples[0], noise, samples[1] + 25], [0, 1, 3])
+    templates = estimate_templates(recording, peaks, labels, PARAMS, JOB_KWARGS)
+    assert templates.unit_ids.tolist() == [0]
+    assert estimate_templates(recording, peaks[labels == 1], labels[labels == 1], PARAMS, JOB_KWARGS) is None
+    assert estimate_templates(recording, peaks, np.full(len(labels), -1), PARAMS, JOB_KWARGS) is None
+
+
+def test_matching_finds_the_spikes_of_both_units(two_units):
+    recording, samples = two_units
+    peaks, labels = peaks_of([of_unit[5:] for of_unit in samples], [0, 3])
+    templates = estimate_templates(recording, peaks, labels, PARAMS, JOB_KWARGS)
+    sorting = match_templates(recording, templates, PARAMS, JOB_KWARGS)
+    for unit in range(2):
+        found = sorting.get_unit_spike_train(unit, segment_index=0)
+        assert len(found) == 60
+        assert np.abs(found - np.sort(samples[unit])).max() <= 1
+
+
+def test_matched_units_that_fire_rarely_are_dropped(two_units):
+    recording, samples = two_units
+    peaks, labels = peaks_of(samples, [0, 3])
+    templates = estimate_templates(recording, peaks, labels, PARAMS, JOB_KWARGS)
+    sorting = match_templates(recording, templates, SorterParams(min_firing_rate=6.5), JOB_KWARGS)
+    assert len(sorting.unit_ids) == 0
