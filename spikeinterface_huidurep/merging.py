@@ -17,6 +17,7 @@ from spikeinterface_huidurep.waveforms import MODEL_HZ
 MAX_TESTED_SPIKES = 500  # of one cluster; more do not change the verdict
 MAX_LAG = 15  # samples at MODEL_HZ: the same spike may be aligned on different extrema on two channels
 MAX_DISTANCE_UM = 60.0  # between the centre channels of two clusters of one neuron
+MAX_SEPARATION = 4.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
 MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
 
 
@@ -118,9 +119,11 @@ class _Clusters:
             return np.inf, 0
         n_samples = mean_first.shape[1]
         start, stop = max(0, -lag), n_samples - max(0, lag)
-        line = mean_first[:, start:stop] - mean_second[:, start + lag : stop + lag]
-        along_first = np.tensordot(self.samples[first][:, rows_first, start:stop], line, 2)
-        along_second = np.tensordot(self.samples[second][:, rows_second, start + lag : stop + lag], line, 2)
+        cut_first = self.samples[first][:, rows_first, start:stop].reshape(len(self.samples[first]), -1)
+        cut_second = self.samples[second][:, rows_second, start + lag : stop + lag].reshape(len(self.samples[second]), -1)
+        along_first, along_second = project_on_difference(cut_first, cut_second)
+        if separation(along_first, along_second) > MAX_SEPARATION:
+            return np.inf, lag
         sizes = len(self.members[first]), len(self.members[second])
         return dip_score(along_first, along_second, sizes), lag
 
@@ -133,6 +136,35 @@ class _Clusters:
             channels.append(self.neighborhoods.channel_indices[center][rows[-1]])
         _, in_first, in_second = np.intersect1d(*channels, return_indices=True)
         return rows[0][in_first], rows[1][in_second]
+
+
+def project_on_difference(first, second):
+    """
+    Project the vectors of two clusters on the difference of their means, without each vector's share in its own mean.
+
+    Few vectors of many dimensions would otherwise lie apart along the noise of their own means.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float, shape (n_first, n_dims), (n_second, n_dims)
+        At least two vectors each.
+
+    Returns
+    -------
+    along_first, along_second : np.ndarray, float, shape (n_first,), (n_second,)
+    """
+    own_first, own_second = _project_on_mean_of_others(first), _project_on_mean_of_others(second)
+    return own_first - first @ second.mean(axis=0), second @ first.mean(axis=0) - own_second
+
+
+def _project_on_mean_of_others(vectors):
+    n = len(vectors)
+    return (n * (vectors @ vectors.mean(axis=0)) - np.sum(vectors**2, axis=1)) / (n - 1)
+
+
+def separation(first, second):
+    """Distance between the means of two samples in units of their common SD."""
+    return abs(first.mean() - second.mean()) / np.sqrt(0.5 * (first.var() + second.var()) + 1e-12)
 
 
 def dip_score(first, second, sizes):

@@ -27,7 +27,7 @@ NOISE_FLOOR = 0.02  # power below this share of the maximum is not lifted: no sp
 FALLBACK_BAND_HZ = (300.0, 5000.0)  # the band of spikes where the recording has too few to measure
 NORMAL_MAD = 0.6744897501960817  # median absolute deviation of the standard normal distribution
 ESTIMATE_CHUNK_S = 0.5
-ESTIMATE_MAX_CHUNKS = 60
+ESTIMATE_MAX_CHUNKS = 40
 ESTIMATE_MAX_VALUES = 40_000_000  # float32 values read to estimate filters: 160 MB
 
 

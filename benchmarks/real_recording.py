@@ -1,0 +1,122 @@
+"""
+Sort a real recording without ground truth, describe the units, and compare with another sorter.
+
+    python benchmarks/real_recording.py locust_trial_01.raw --out benchmarks/results/locust
+
+The default file layout is that of the locust tetrode of Pouzat and Laurent (https://doi.org/10.5281/zenodo.21589): int16,
+4 channels, 15 kHz. The recording is not part of this project.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import probeinterface
+import spikeinterface.full as si
+
+REFRACTORY_MS = 2.0
+BANDPASS_HZ = (300.0, 6000.0)
+
+
+def read_tetrode(file_path, sampling_frequency, n_channels):
+    """A binary int16 file as a recording with a generic tetrode."""
+    recording = si.read_binary(file_path, sampling_frequency, dtype="int16", num_channels=n_channels)
+    probe = probeinterface.generate_tetrode()
+    probe.set_device_channel_indices(np.arange(n_channels))
+    recording.set_probe(probe)
+    return recording
+
+
+def describe_units(sorting, analyzer):
+    """One dictionary a unit: spikes, rate, SNR and violations of the refractory period."""
+    violations = si.compute_refrac_period_violations(analyzer, refractory_period_ms=REFRACTORY_MS)
+    snr = si.compute_snrs(analyzer)
+    duration_s = analyzer.get_total_duration()
+    units = []
+    for unit_id in sorting.unit_ids:
+        train = sorting.get_unit_spike_train(unit_id)
+        share = np.mean(np.diff(train) < REFRACTORY_MS * 1e-3 * sorting.sampling_frequency) if len(train) > 1 else 0.0
+        units.append(
+            dict(
+                unit=int(unit_id),
+                n_spikes=len(train),
+                rate_hz=round(len(train) / duration_s, 2),
+                snr=round(float(snr[unit_id]), 2),
+                share_of_intervals_below_2_ms=round(float(share), 4),
+                refractory_contamination=_rounded(violations.rp_contamination[unit_id]),
+            )
+        )
+    return units
+
+
+def _rounded(value):
+    return None if value is None or not np.isfinite(value) else round(float(value), 4)
+
+
+def plot_mean_waveforms(analyzer, file_path):
+    """Mean waveform of every unit on every channel, in the units of the file after a band-pass."""
+    templates = analyzer.get_extension("templates").get_data()  # (u, t, c)
+    time_ms = (np.arange(templates.shape[1]) - analyzer.get_extension("templates").nbefore) / (
+        analyzer.sampling_frequency / 1000
+    )
+    n_units, _, n_channels = templates.shape
+    figure, axes = plt.subplots(n_units, n_channels, figsize=(1.8 * n_channels, 1.2 * n_units), sharex=True, sharey="row")
+    for row, waveform in zip(np.atleast_2d(axes), templates, strict=True):
+        for axis, values in zip(row, waveform.T, strict=True):
+            axis.axhline(0, color="0.8", linewidth=0.8)
+            axis.plot(time_ms, values, color="tab:blue")
+            axis.spines[["top", "right"]].set_visible(False)
+    for row, unit_id in zip(np.atleast_2d(axes), analyzer.unit_ids, strict=True):
+        row[0].set_ylabel(f"unit {unit_id}")
+    for channel, axis in enumerate(np.atleast_2d(axes)[0]):
+        axis.set_title(f"channel {channel}")
+    for axis in np.atleast_2d(axes)[-1]:
+        axis.set_xlabel("ms")
+    figure.tight_layout()
+    figure.savefig(file_path, dpi=110)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("file", help="binary int16 file")
+    parser.add_argument("--sampling-frequency", type=float, default=15000.0)
+    parser.add_argument("--channels", type=int, default=4)
+    parser.add_argument("--peer", default="tridesclous2")
+    parser.add_argument("--work-folder", default="benchmark_sortings")
+    parser.add_argument("--out", required=True, help="path without ending of the JSON file and the picture")
+    arguments = parser.parse_args()
+
+    recording = read_tetrode(arguments.file, arguments.sampling_frequency, arguments.channels)
+    work = Path(arguments.work_folder)
+    sortings = {
+        name: si.run_sorter(name, recording, folder=work / f"real_{name}", remove_existing_folder=True)
+        for name in ("huidurep", arguments.peer)
+    }
+    filtered = si.bandpass_filter(recording, *BANDPASS_HZ)
+    analyzers = {}
+    for name, sorting in sortings.items():
+        analyzers[name] = si.create_sorting_analyzer(sorting, filtered, sparse=False, return_in_uV=False)
+        analyzers[name].compute(["random_spikes", "waveforms", "templates", "noise_levels"])
+    comparison = si.compare_two_sorters(*sortings.values(), *sortings.keys(), delta_time=0.4)
+    matched = comparison.hungarian_match_12
+    agreement = {
+        str(unit): [int(other), round(float(comparison.agreement_scores.loc[unit, other]), 3)]
+        for unit, other in matched.items()
+        if other != -1 and other != ""
+    }
+    result = dict(
+        duration_s=recording.get_total_duration(),
+        units={name: describe_units(sorting, analyzers[name]) for name, sorting in sortings.items()},
+        agreement=agreement,
+    )
+    Path(arguments.out + ".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+    plot_mean_waveforms(analyzers["huidurep"], arguments.out + ".png")
+
+
+if __name__ == "__main__":
+    main()
