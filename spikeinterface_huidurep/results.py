@@ -55,28 +55,32 @@ def compute_posteriors(traces, sorting, templates, neighborhoods, params, folder
         rows = neighborhoods.channel_mask[channel]
         channels = neighborhoods.channel_indices[channel][rows]
         cut = waveforms[members].astype("float32")[:, rows]
-        posteriors[members] = posterior_of_mean(cut, cut.mean(axis=0), resampled[competitors][:, channels])
+        posteriors[members] = posterior_of_mean(cut, resampled[competitors][:, channels])
     return posteriors
 
 
-def posterior_of_mean(waveforms, mean, competitors):
+def posterior_of_mean(waveforms, competitors):
     """
-    Posterior probability of one mean waveform against others, under white noise of unit SD.
+    Posterior probability of the mean of the waveforms against other means, under white noise of unit SD.
+
+    Each waveform is part of the mean: its squared distance is too small by 1 / n_spikes, which is made good.
 
     Parameters
     ----------
     waveforms : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
-    mean : np.ndarray, float32, shape (n_channels, n_samples)
     competitors : np.ndarray, float32, shape (n_others, n_channels, n_samples)
-        Each is moved in time to be closest to `mean`.
+        Each is moved in time to be closest to the mean.
 
     Returns
     -------
     posteriors : np.ndarray, float32, shape (n_spikes,)
     """
+    mean = waveforms.mean(axis=0)
     others = np.stack([shift_waveforms(other, find_lag(mean, other)[0]) for other in competitors])
     log_odds = np.tensordot(waveforms, others - mean, axes=([1, 2], [1, 2]))  # (n_spikes, n_others)
     log_odds -= 0.5 * (np.sum(others**2, axis=(1, 2)) - np.sum(mean**2))
+    own_share = np.sum((waveforms - mean) ** 2, axis=(1, 2)) / max(len(waveforms) - 1, 1)
+    log_odds += 0.5 * own_share[:, None]
     return (1 / (1 + np.exp(np.clip(log_odds, -50, 50)).sum(axis=1))).astype("float32")
 
 
