@@ -1,0 +1,244 @@
+"""Results: posteriors, unit properties, and groups put together."""
+
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probeinterface import generate_linear_probe
+from spikeinterface.core import NumpyRecording, NumpySorting, Templates
+from spikeinterface.core.base import minimum_spike_dtype
+
+from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.results import (
+    compute_posteriors,
+    describe_units,
+    find_main_channels,
+    join_groups,
+    posterior_of_mean,
+    save_clustering,
+    save_results,
+)
+from spikeinterface_huidurep.waveforms import N_SAMPLES, Neighborhoods
+
+SAMPLING_FREQUENCY = 30_000.0
+
+
+def make_sorting(samples, units, segments=None, unit_ids=None):
+    spikes = np.zeros(len(samples), dtype=minimum_spike_dtype)
+    spikes["sample_index"], spikes["unit_index"] = samples, units
+    spikes["segment_index"] = 0 if segments is None else segments
+    return NumpySorting(
+        spikes, SAMPLING_FREQUENCY, np.arange(max(units, default=-1) + 1) if unit_ids is None else unit_ids
+    )
+
+
+def make_templates(array, nbefore=20, pitch_um=20.0):
+    """Dense templates of shape (n_units, n_samples, n_channels) on a line of channels."""
+    n_channels = array.shape[2]
+    probe = generate_linear_probe(num_elec=n_channels, ypitch=pitch_um)
+    probe.set_device_channel_indices(np.arange(n_channels))
+    return Templates(
+        array,
+        SAMPLING_FREQUENCY,
+        nbefore,
+        unit_ids=np.arange(len(array)),
+        channel_ids=np.array([f"c{i}" for i in range(n_channels)]),
+        probe=probe,
+        is_in_uV=False,
+    )
+
+
+# --- posteriors ---
+
+
+def slow_posteriors(waveforms, competitors):
+    """Softmax of Gaussian log-likelihoods, one spike and one unit at a time, the competitors moved by brute force."""
+    n_spikes, n_samples = len(waveforms), waveforms.shape[2]
+    mean = sum(waveforms) / n_spikes
+    candidates = []
+    for other in competitors:
+        best, best_distance = None, np.inf
+        for lag in range(-MAX_LAG, MAX_LAG + 1):
+            moved = np.zeros_like(other)
+            for k in range(n_samples):
+                if 0 <= k + lag < n_samples:
+                    moved[:, k] = other[:, k + lag]
+            inner = slice(MAX_LAG, n_samples - MAX_LAG)
+            distance = np.sum((mean[:, inner] - moved[:, inner]) ** 2)
+            if distance < best_distance:
+                best, best_distance = moved, distance
+        candidates.append(best)
+    posteriors = []
+    for waveform in waveforms:
+        # The waveform less a mean it is part of has the variance 1 - 1 / n_spikes.
+        own = -0.5 * np.sum((waveform - mean) ** 2) / (1 - 1 / n_spikes)
+        logs = np.array([own] + [-0.5 * np.sum((waveform - candidate) ** 2) for candidate in candidates])
+        likelihoods = np.exp(logs - logs.max())
+        posteriors.append(likelihoods[0] / likelihoods.sum())
+    return np.array(posteriors)
+
+
+@settings(max_examples=15, deadline=None)
+@given(n_channels=st.integers(1, 4), n_others=st.integers(1, 4), seed=st.integers(0, 50), scale=st.floats(0.01, 0.5))
+def test_posteriors_against_a_slow_softmax(n_channels, n_others, seed, scale):
+    rng = np.random.default_rng(seed)
+    units = scale * rng.normal(size=(n_others + 1, n_channels, N_SAMPLES))
+    waveforms = units[rng.integers(0, n_others + 1, size=8)] + rng.normal(size=(8, n_channels, N_SAMPLES))
+    found = posterior_of_mean(waveforms, units[1:])
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, slow_posteriors(waveforms, units[1:]), atol=1e-5)
+
+
+def test_posterior_by_hand():
+    waveforms = np.zeros((3, 1, N_SAMPLES))
+    waveforms[:, 0, 30] = [5.0, 3.0, 4.0]  # 4 is their mean
+    other = np.zeros((1, 1, N_SAMPLES))
+    other[0, 0, 30] = 2.0
+    wanted = 1 / (1 + np.exp(0.5 * np.array([1 * 1.5 - 9, 1 * 1.5 - 1, 0 - 4])))
+    np.testing.assert_allclose(posterior_of_mean(waveforms, other), wanted, atol=1e-6)
+
+
+def test_equal_units_share_and_far_ones_do_not_overflow():
+    mean = np.random.default_rng(0).normal(size=(2, N_SAMPLES))
+    assert posterior_of_mean(mean[None], np.stack([mean] * 3)) == pytest.approx(0.25)
+    assert posterior_of_mean(np.stack([mean] * 9), np.stack([mean] * 3)) == pytest.approx(np.full(9, 0.25))
+    ones = np.ones((5, 2, N_SAMPLES))
+    assert posterior_of_mean(ones, -1e3 * ones[:1]) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("n_spikes", [100, 300])
+def test_posterior_is_right_on_average_for_few_spikes_too(n_spikes):
+    rng = np.random.default_rng(0)
+    first = np.zeros((6, N_SAMPLES))
+    first[0, 20:40] = np.linspace(-8, 4, 20)
+    second = first.copy()
+    second[0, 25] += 2.0
+    found = [
+        posterior_of_mean(first + rng.normal(size=(n_spikes, *first.shape)), second[None]).mean() for _ in range(20)
+    ]
+    log_odds = 2.0**2 / 2 + 2.0 * rng.normal(size=100_000)
+    assert np.mean(found) == pytest.approx(np.mean(1 / (1 + np.exp(-log_odds))), abs=0.08)
+
+
+def test_posteriors_of_a_recording(tmp_path):
+    rng = np.random.default_rng(0)
+    k = np.arange(90) - 30
+    pulse = -np.exp(-0.5 * (k / 5) ** 2)
+    units = np.zeros((3, 90, 12))
+    units[0, :, :2] = np.outer(pulse, [10, 6])
+    units[1, :, :2] = np.outer(pulse, [9.7, 6])  # hardly another unit
+    units[2, :, 11] = 10 * pulse  # far away: no competitor
+    traces = rng.normal(size=(30_000, 12))
+    samples, labels = np.arange(300, 29_700, 200), np.arange(147) % 3
+    for sample, label in zip(samples, labels, strict=True):
+        traces[sample - 30 : sample + 60] += units[label]
+    templates = make_templates(units, nbefore=30)
+    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
+    sorting = make_sorting(samples, labels)
+    job_kwargs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
+    found = compute_posteriors(
+        recording, sorting, templates, neighborhoods, SorterParams(), tmp_path / "waveforms", job_kwargs
+    )
+    assert found.shape == (147,) and found.dtype == np.float32
+    assert (found[labels == 2] == 1).all()
+    # Units a distance d apart: the mean posterior of the right one is that of a logistic of N(d^2 / 2, d^2).
+    distance = np.linalg.norm(units[0] - units[1])
+    log_odds = distance**2 / 2 + distance * rng.normal(size=100_000)
+    wanted = np.mean(1 / (1 + np.exp(-log_odds)))
+    assert found[labels < 2].mean() == pytest.approx(wanted, abs=0.08)
+
+
+# --- units ---
+
+
+def test_units_are_described_by_hand():
+    array = np.zeros((2, 60, 3))
+    array[0, 20] = [-10.0, -10.0, 0.0]
+    array[0, 30] = [0.0, 0.5, 0.0]
+    array[1, 20] = [0.0, 0.0, -6.0]
+    array[1, 25] = [0.0, 0.0, 8.0]
+    sorting = make_sorting([5, 9, 12], [0, 0, 1])
+    describe_units(sorting, make_templates(array), np.array([1.0, 0.5, 0.25]), "neg")
+    assert sorting.get_property("main_channel_id").tolist() == ["c0", "c2"]
+    assert sorting.get_property("n_spikes").tolist() == [2, 1]
+    assert sorting.get_property("mean_posterior").tolist() == [0.75, 0.25]
+    assert sorting.get_property("snr").tolist() == [10.0, 8.0]
+    np.testing.assert_allclose(sorting.get_property("x_um"), [0, 0])
+    np.testing.assert_allclose(sorting.get_property("y_um"), [20 * 10.5**2 / (10**2 + 10.5**2), 40.0])
+
+
+def test_units_without_spikes_have_no_posterior():
+    array = np.zeros((2, 60, 1))
+    array[:, 20] = -5
+    sorting = make_sorting([5], [1], unit_ids=np.array([0, 1]))
+    describe_units(sorting, make_templates(array), np.array([0.5]), "neg")
+    assert sorting.get_property("n_spikes").tolist() == [0, 1]
+    assert sorting.get_property("mean_posterior").tolist() == [0, 0.5]
+
+
+@pytest.mark.parametrize("peak_sign, wanted", [("neg", 0), ("pos", 1), ("both", 1)])
+def test_main_channel_follows_the_sign(peak_sign, wanted):
+    array = np.zeros((1, 60, 2))
+    array[0, 20] = [-5.0, 9.0]
+    assert find_main_channels(make_templates(array), peak_sign).tolist() == [wanted]
+
+
+# --- groups ---
+
+
+def test_groups_are_joined_by_hand():
+    first = make_sorting([10, 30, 5], [0, 1, 0], segments=[0, 0, 1], unit_ids=np.array([4, 8]))
+    second = make_sorting([20, 30], [0, 0], unit_ids=np.array([3]))
+    first.set_property("snr", [1.0, 2.0])
+    second.set_property("snr", [3.0])
+    posteriors = {"a": np.array([0.1, 0.2, 0.3], "float32"), "b": np.array([0.4, 0.5], "float32")}
+    joined, found = join_groups({"a": first, "b": second}, posteriors, SAMPLING_FREQUENCY)
+    assert joined.unit_ids.tolist() == [0, 1, 2]
+    assert joined.get_property("group").tolist() == ["a", "a", "b"]
+    assert joined.get_property("snr").tolist() == [1.0, 2.0, 3.0]
+    spikes = joined.to_spike_vector()
+    assert spikes["sample_index"].tolist() == [10, 20, 30, 30, 5]
+    assert spikes["unit_index"].tolist() == [0, 2, 1, 2, 0]
+    assert spikes["segment_index"].tolist() == [0, 0, 0, 0, 1]
+    np.testing.assert_allclose(found, [0.1, 0.4, 0.2, 0.5, 0.3])
+
+
+def test_groups_without_units():
+    empty, one = make_sorting([], []), make_sorting([7], [0])
+    one.set_property("snr", [5.0])
+    nothing = np.zeros(0, "float32")
+    joined, posteriors = join_groups({0: empty, 1: empty}, {0: nothing, 1: nothing}, SAMPLING_FREQUENCY)
+    assert len(joined.unit_ids) == len(posteriors) == 0
+    joined, posteriors = join_groups({0: empty, 1: one}, {0: nothing, 1: np.ones(1, "float32")}, SAMPLING_FREQUENCY)
+    assert joined.get_property("group").tolist() == [1] and joined.get_property("snr").tolist() == [5.0]
+    assert posteriors.tolist() == [1.0]
+
+
+def test_joining_does_not_change_the_parts():
+    first, second = make_sorting([1, 2], [0, 0]), make_sorting([1, 2], [0, 0])
+    join_groups({0: first, 1: second}, {0: np.ones(2), 1: np.ones(2)}, SAMPLING_FREQUENCY)
+    assert second.to_spike_vector()["unit_index"].tolist() == [0, 0]
+
+
+# --- files ---
+
+
+@pytest.mark.parametrize("save_embeddings", [True, False])
+def test_files(tmp_path, save_embeddings):
+    rng = np.random.default_rng(0)
+    arrays = {"peaks": rng.normal(size=5), "labels": np.arange(5), "posteriors": rng.random(5)}
+    features = rng.normal(size=(5, 3))
+    save_clustering(tmp_path, *arrays.values(), features, SorterParams(save_embeddings=save_embeddings))
+    for name, array in arrays.items():
+        assert np.array_equal(np.load(tmp_path / f"clustered_{name}.npy"), array)
+    assert (tmp_path / "clustered_embeddings.npy").exists() == save_embeddings
+
+    save_results(tmp_path, make_sorting([1, 2, 3], [0, 1, 1]), np.array([0.5, 0.6, 0.7]), {"0": {"detect": 1.5}})
+    assert np.load(tmp_path / "spike_posteriors.npy").tolist() == [0.5, 0.6, 0.7]
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary == {"n_units": 2, "n_spikes": 3, "seconds": {"0": {"detect": 1.5}}}
