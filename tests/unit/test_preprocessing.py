@@ -1,0 +1,191 @@
+"""Preprocessing: dead channels, wrong samples, and noise that comes out white with unit SD."""
+
+import logging
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikeinterface.core import NumpyRecording
+
+from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.preprocessing import (
+    MIN_CHANNELS_FOR_REFERENCE,
+    check_finite,
+    preprocess,
+    remove_dead_channels,
+    whiten,
+)
+
+SAMPLING_FREQUENCY = 30_000.0
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "500ms", "progress_bar": False}
+
+
+def make_recording(*segments, sampling_frequency=SAMPLING_FREQUENCY):
+    recording = NumpyRecording(
+        list(segments), sampling_frequency, channel_ids=[f"c{i}" for i in range(segments[0].shape[1])]
+    )
+    n_channels = segments[0].shape[1]
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(n_channels), 20.0 * np.arange(n_channels)])
+    return recording
+
+
+def coloured_noise(rng, n_samples, n_channels):
+    """Noise with more power at low frequencies, shared by neighbouring channels, on an offset."""
+    white = rng.normal(size=(n_samples + 2, n_channels + 1))
+    shared = white[:, 1:] + 0.6 * white[:, :-1]
+    return (50 * (shared[2:] + shared[1:-1] + 0.5 * shared[:-2]) + 400).astype("float32")
+
+
+# --- dead channels ---
+
+
+@pytest.mark.parametrize("dtype", ["int16", "uint16", "float32"])
+def test_flat_channels_are_left_out(dtype, caplog):
+    traces = coloured_noise(np.random.default_rng(0), 30_000, 4) + 1000
+    traces[:, 2] = 7
+    with caplog.at_level(logging.WARNING):
+        found = remove_dead_channels(make_recording(traces.astype(dtype)))
+    assert found.channel_ids.tolist() == ["c0", "c1", "c3"]
+    assert "c2" in caplog.text
+
+
+def test_living_channels_are_left_alone(caplog):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 30_000, 2) * [1, 50])
+    assert remove_dead_channels(recording) is recording
+    assert not caplog.records
+
+
+def test_more_dead_channels_than_living_ones():
+    traces = np.zeros((30_000, 5))
+    traces[:, 3] = np.random.default_rng(0).normal(size=30_000)
+    assert remove_dead_channels(make_recording(traces)).channel_ids.tolist() == ["c3"]
+
+
+@pytest.mark.parametrize("value", [0, 5])
+def test_silence_is_an_error(value):
+    with pytest.raises(ValueError, match="all channels are flat"):
+        remove_dead_channels(make_recording(np.full((30_000, 2), value, dtype="int16")))
+
+
+def test_too_short():
+    noise = np.random.default_rng(0).normal(size=(30_000, 1))
+    with pytest.raises(ValueError, match=r"0\.050 s; at least 0\.1 s"):
+        remove_dead_channels(make_recording(noise[:1500]))
+    with pytest.raises(ValueError, match=r"segment 1 lasts 1\.00 ms.*select_segments"):
+        remove_dead_channels(make_recording(noise, noise[:30]))
+    remove_dead_channels(make_recording(noise, noise[:3000]))
+
+
+# --- samples that are not finite ---
+
+
+@settings(max_examples=20, deadline=None)
+@given(
+    segment=st.integers(0, 1),
+    sample=st.integers(0, 2499),
+    channel=st.integers(0, 2),
+    value=st.sampled_from([np.nan, np.inf]),
+)
+def test_a_sample_that_is_not_finite_is_named(segment, sample, channel, value):
+    traces = [np.zeros((2500, 3), "float32") for _ in range(2)]
+    traces[segment][sample, channel] = value
+    recording = make_recording(*traces, sampling_frequency=1000.0)
+    with pytest.raises(ValueError, match=f"channel c{channel} is {value} at sample {sample} of segment {segment};"):
+        check_finite(recording)
+
+
+def test_finite_and_integer_samples_pass():
+    check_finite(make_recording(np.zeros((100, 1))))
+    check_finite(make_recording(np.zeros((100, 1), dtype="int16")))
+
+
+# --- whitening ---
+
+
+def autocorrelation(traces, lag):
+    return np.mean(traces[lag:] * traces[:-lag]) / np.mean(traces**2)
+
+
+@pytest.mark.parametrize("n_channels", [1, 4])
+def test_noise_comes_out_white_with_unit_sd(n_channels, tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 150_000, n_channels))
+    traces = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS).get_traces()[1000:-1000]
+    assert traces.dtype == np.float32
+    np.testing.assert_allclose(np.cov(traces.T), np.eye(n_channels), atol=0.05)
+    without = whiten(recording, SorterParams(temporal_whitening=False), tmp_path, JOB_KWARGS)
+    without = without.get_traces()[1000:-1000]
+    np.testing.assert_allclose(np.cov(without.T), np.eye(n_channels), atol=0.05)
+    assert abs(autocorrelation(traces, 1)) < abs(autocorrelation(without, 1))
+
+
+@settings(max_examples=5, deadline=None)
+@given(gain=st.floats(0.01, 100), offset=st.floats(-1000, 1000))
+def test_gain_and_offset_do_not_matter(gain, offset, tmp_path_factory):
+    traces = coloured_noise(np.random.default_rng(0), 15_000, 2)
+    folder = tmp_path_factory.getbasetemp()
+    wanted, found = (
+        whiten(make_recording(part), SorterParams(), folder, JOB_KWARGS).get_traces()[2000:-2000]
+        for part in (traces, traces * np.float32(gain) + np.float32(offset))
+    )
+    np.testing.assert_allclose(found, wanted, atol=0.02)
+
+
+@pytest.mark.parametrize("sampling_frequency", [10_000.0, 40_000.0])
+def test_other_sampling_rates(sampling_frequency, tmp_path):
+    noise = np.random.default_rng(0).normal(size=(60_000, 2)).astype("float32")
+    recording = make_recording(noise, sampling_frequency=sampling_frequency)
+    traces = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS).get_traces()[1000:-1000]
+    np.testing.assert_allclose(traces.std(axis=0), 1, atol=0.05)
+
+
+@pytest.mark.parametrize("n_channels", [MIN_CHANNELS_FOR_REFERENCE - 1, MIN_CHANNELS_FOR_REFERENCE])
+def test_many_channels_lose_what_they_share(n_channels, tmp_path):
+    rng = np.random.default_rng(0)
+    shared = 100 * np.sin(2 * np.pi * 1000 * np.arange(15_000) / SAMPLING_FREQUENCY)
+    recording = make_recording((rng.normal(size=(15_000, n_channels)) + shared[:, None]).astype("float32"))
+    params = SorterParams(temporal_whitening=False, whitening_radius_um=10.0)
+    traces = whiten(recording, params, tmp_path, JOB_KWARGS).get_traces()[1000:-1000]
+    correlations = np.corrcoef(traces.T)[0, 1:]
+    if n_channels < MIN_CHANNELS_FOR_REFERENCE:
+        assert correlations.min() > 0.99
+    else:
+        assert np.abs(correlations).max() < 0.1
+
+
+def test_a_filtered_recording_is_filtered_again_with_a_warning(caplog, tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 15_000, 1))
+    recording.annotate(is_filtered=True)
+    with caplog.at_level(logging.WARNING):
+        whiten(recording, SorterParams(), tmp_path, JOB_KWARGS)
+    assert "marked as filtered" in caplog.text
+
+
+def test_same_seed_same_traces(tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 60_000, 2))
+    first, again, other = (
+        whiten(recording, SorterParams(seed=seed), tmp_path, JOB_KWARGS).get_traces(0, 1000, 2000) for seed in (0, 0, 1)
+    )
+    assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+# --- the whole step ---
+
+
+@pytest.mark.parametrize("mode", ["no-cache", "memory", "folder"])
+def test_cached_or_not_the_traces_are_the_same(mode, tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 30_000, 2))
+    wanted = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS).get_traces()
+    traces, _ = preprocess(recording, SorterParams(cache_preprocessing_mode=mode), tmp_path, JOB_KWARGS)
+    np.testing.assert_allclose(traces.get_traces(), wanted, atol=1e-3)
+
+
+def test_without_preprocessing_the_channels_are_only_scaled(tmp_path):
+    rng = np.random.default_rng(0)
+    noise = (rng.normal(size=(60_000, 3)) * [1, 10, 100]).astype("float32")
+    params = SorterParams(apply_preprocessing=False, cache_preprocessing_mode="no-cache")
+    traces, _ = preprocess(make_recording(noise), params, tmp_path, JOB_KWARGS)
+    found = traces.get_traces()
+    np.testing.assert_allclose(found.std(axis=0), 1, atol=0.05)
+    ratio = found / noise
+    np.testing.assert_allclose(ratio, np.tile(ratio[:1], (60_000, 1)), rtol=1e-4)
