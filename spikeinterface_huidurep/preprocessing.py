@@ -153,12 +153,42 @@ def whiten(recording, params, folder, job_kwargs):
         traces = temporal_whiten(traces, taps=taps)
     traces = spatial_whiten(traces, params.whitening_radius_um, seed=params.seed)
     if params.apply_motion_correction:
-        _, motion_info = correct_motion(
-            filtered,
-            preset=params.motion_correction_preset,
-            folder=folder / "motion",
-            output_motion_info=True,
-            **job_kwargs,
-        )
-        traces = InterpolateMotionRecording(traces, motion_info["motion"], border_mode="force_extrapolate")
+        motion = estimate_motion(filtered, params, folder / "motion", job_kwargs)
+        traces = InterpolateMotionRecording(traces, motion, border_mode="force_extrapolate")
     return traces
+
+
+def estimate_motion(recording, params, folder, job_kwargs):
+    """
+    Estimate the drift of the probe.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Band-pass filtered.
+    params : SorterParams
+    folder : Path
+        Gets the estimate, for `spikeinterface.preprocessing.load_motion_info`.
+    job_kwargs : dict
+
+    Returns
+    -------
+    motion : spikeinterface.core.motion.Motion
+
+    Raises
+    ------
+    ValueError
+        If SpikeInterface cannot estimate it, for example with too few spikes for the preset.
+    """
+    # kept in a property of the recording, so that the estimate does not measure them with another seed each time
+    get_noise_levels(recording, return_in_uV=False, random_slices_kwargs=dict(seed=params.seed))
+    try:
+        _, motion_info = correct_motion(
+            recording, preset=params.motion_correction_preset, folder=folder, output_motion_info=True, **job_kwargs
+        )
+    except (RuntimeError, ValueError, IndexError, ImportError) as error:
+        raise ValueError(
+            f"the drift could not be estimated with motion_correction_preset={params.motion_correction_preset!r} "
+            f"({error}); try another preset, or apply_motion_correction=False"
+        ) from error
+    return motion_info["motion"]
