@@ -61,7 +61,7 @@ def sort_recording(recording, params, folder, verbose=False):
     job_kwargs = fix_job_kwargs(dict(params.job_kwargs, progress_bar=verbose))
     logger.info("%s", recording)
     recording = remove_dead_channels(recording)
-    groups = recording.split_by("group")
+    groups = split_groups(recording)
     sortings, posteriors, seconds = {}, {}, {}
     for group, recording_of_group in groups.items():
         folder_of_group = folder if len(groups) == 1 else folder / f"group_{group}"
@@ -72,6 +72,19 @@ def sort_recording(recording, params, folder, verbose=False):
     sorting, all_posteriors = join_groups(sortings, posteriors, recording.sampling_frequency)
     save_results(folder, sorting, all_posteriors, seconds)
     return sorting
+
+
+def split_groups(recording):
+    """
+    Recordings of the channel groups, dict of group -> BaseRecording.
+
+    `recording.split_by` refuses a recording that was split before, as `run_sorter_by_property` does.
+    """
+    channel_groups = recording.get_channel_groups()
+    return {
+        group: recording.select_channels(recording.channel_ids[channel_groups == group])
+        for group in np.unique(channel_groups).tolist()
+    }
 
 
 def sort_group(recording, params, folder, job_kwargs, clock):
