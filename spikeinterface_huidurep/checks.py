@@ -95,9 +95,15 @@ def check_locations(recording):
     if not np.all(np.isfinite(locations_um)):
         raise ValueError("some channel locations are not finite; attach a probe with a location for every channel")
     groups = recording.get_channel_groups()
+    is_3d = recording.has_3d_locations()
     for group in np.unique(groups):
         channel_ids = recording.channel_ids[groups == group]
         _, first, counts = np.unique(locations_um[groups == group], axis=0, return_index=True, return_counts=True)
+        if np.any(counts > 1) and is_3d:
+            raise ValueError(
+                f"several channels of group {group} differ in z only, and huidurep takes x and y; lay the probe in a "
+                "plane, for example with `recording.set_probe(recording.get_probe().to_2d(axes='xz'))`"
+            )
         if np.any(counts > 1):
             raise ValueError(
                 f"several channels of group {group} are at the same location (for example that of channel "
