@@ -95,14 +95,14 @@ def check_locations(recording):
     if not np.all(np.isfinite(locations_um)):
         raise ValueError("some channel locations are not finite; attach a probe with a location for every channel")
     groups = recording.get_channel_groups()
-    is_3d = recording.has_3d_locations()
+    is_3d = recording.get_probegroup().ndim == 3
     for group in np.unique(groups):
         channel_ids = recording.channel_ids[groups == group]
         _, first, counts = np.unique(locations_um[groups == group], axis=0, return_index=True, return_counts=True)
         if np.any(counts > 1) and is_3d:
             raise ValueError(
                 f"several channels of group {group} differ in z only, and huidurep takes x and y; lay the probe in a "
-                "plane, for example with `recording.set_probe(recording.get_probe().to_2d(axes='xz'))`"
+                "plane, for example with `recording.planarize(axes='xz')`"
             )
         if np.any(counts > 1):
             raise ValueError(
