@@ -164,7 +164,7 @@ def test_groups_at_the_same_place_are_sorted_apart(sort, tmp_path, tetrode, tetr
         probe = tetrode[0].get_probe().copy()
         probe.set_device_channel_indices(4 * number + np.arange(4))
         probes.add_probe(probe)
-    recording.set_probegroup(probes)
+    recording.set_probegroup(probes, check_overlap=False)
     recording.set_property("group", np.zeros(12, dtype=int))
     with pytest.raises(ValueError, match="several channels of group 0 are at the same location"):
         sort(recording)
