@@ -18,6 +18,7 @@ MAX_TESTED_SPIKES = 500  # of one cluster; more do not change the verdict
 MAX_LAG = 15  # samples at MODEL_HZ: the same spike may be aligned on different extrema on two channels
 MAX_DISTANCE_UM = 60.0  # between the centre channels of two clusters of one neuron
 MAX_SEPARATION = 4.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
+MIN_SHARED_ENERGY = 0.7  # of both mean waveforms on the channels that two clusters share; with less they cannot be told
 MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
 
 
@@ -112,7 +113,8 @@ class _Clusters:
         """Dip score between two clusters and the lag of the second; infinite for waveforms that are unlike."""
         rows_first, rows_second = self._shared_rows(first, second)
         mean_first, mean_second = self.means[first][rows_first], self.means[second][rows_second]
-        if len(rows_first) == 0:
+        shared_energy = min(_energy_share(self.means[first], rows_first), _energy_share(self.means[second], rows_second))
+        if shared_energy < MIN_SHARED_ENERGY:
             return np.inf, 0
         lag, difference = find_lag(mean_first, mean_second)
         if difference > MAX_DIFFERENCE * max(np.sum(mean_first**2), np.sum(mean_second**2)):
@@ -189,6 +191,10 @@ def dip_score(first, second, sizes):
     mixtures = [(n_equal, n_equal), (max(2, int(share * sizes[0])), max(2, int(share * sizes[1])))]
     union = [np.sort(np.r_[first[:n], second[:m]]).astype("float64") for n, m in mixtures]
     return max(isocut(values)[0] for values in union)
+
+
+def _energy_share(mean, rows):
+    return np.sum(mean[rows] ** 2) / max(np.sum(mean**2), 1e-12)
 
 
 def find_lag(first, second):
