@@ -3,8 +3,8 @@ Sort a real recording without ground truth, describe the units, and compare with
 
     python benchmarks/real_recording.py locust_trial_01.raw --out benchmarks/results/locust
 
-The default file layout is that of the locust tetrode of Pouzat and Laurent (https://doi.org/10.5281/zenodo.21589): int16,
-4 channels, 15 kHz. The recording is not part of this project.
+The default file layout is that of the locust tetrode of Pouzat and Laurent (https://doi.org/10.5281/zenodo.21589):
+int16, 4 channels, 15 kHz. The recording is not part of this project.
 """
 
 import argparse
@@ -65,7 +65,8 @@ def plot_mean_waveforms(analyzer, file_path):
         analyzer.sampling_frequency / 1000
     )
     n_units, _, n_channels = templates.shape
-    figure, axes = plt.subplots(n_units, n_channels, figsize=(1.8 * n_channels, 1.2 * n_units), sharex=True, sharey="row")
+    size = (1.8 * n_channels, 1.2 * n_units)
+    figure, axes = plt.subplots(n_units, n_channels, figsize=size, sharex=True, sharey="row")
     for row, waveform in zip(np.atleast_2d(axes), templates, strict=True):
         for axis, values in zip(row, waveform.T, strict=True):
             axis.axhline(0, color="0.8", linewidth=0.8)

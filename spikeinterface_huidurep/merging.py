@@ -1,15 +1,14 @@
 """
 Merge the clusters that one neuron was split into.
 
-A mixture splits a neuron whose spikes are not Gaussian, most often into its clean spikes and its collisions with others,
-and a neuron between two channels has a cluster on each. Two clusters are one neuron when there is no gap between them:
-their spikes, projected on the line through the two mean waveforms, have a single mode (Isosplit's dip test, Magland and
-Barnett 2015). In whitened traces that line is also the best linear discriminant. The closest pair is merged first and
-its mean taken anew, so that collisions cannot chain two neurons together.
+A mixture splits a neuron whose spikes are not Gaussian, most often into its clean spikes and its collisions with
+others, and a neuron between two channels has a cluster on each. Two clusters are one neuron when there is no gap
+between them: their spikes, projected on the line through the two mean waveforms, have a single mode (Isosplit's dip
+test, Magland and Barnett 2015). In whitened traces that line is also the best linear discriminant. The closest pair is
+merged first and its mean taken anew, so that collisions cannot chain two neurons together.
 """
 
 import numpy as np
-
 from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
 
 from spikeinterface_huidurep.waveforms import MODEL_HZ
@@ -113,17 +112,19 @@ class _Clusters:
         """Dip score between two clusters and the lag of the second; infinite for waveforms that are unlike."""
         rows_first, rows_second = self._shared_rows(first, second)
         mean_first, mean_second = self.means[first][rows_first], self.means[second][rows_second]
-        shared_energy = min(_energy_share(self.means[first], rows_first), _energy_share(self.means[second], rows_second))
-        if shared_energy < MIN_SHARED_ENERGY:
+        shares = _energy_share(self.means[first], rows_first), _energy_share(self.means[second], rows_second)
+        if min(shares) < MIN_SHARED_ENERGY:
             return np.inf, 0
         lag, difference = find_lag(mean_first, mean_second)
         if difference > MAX_DIFFERENCE * max(np.sum(mean_first**2), np.sum(mean_second**2)):
             return np.inf, 0
         n_samples = mean_first.shape[1]
         start, stop = max(0, -lag), n_samples - max(0, lag)
-        cut_first = self.samples[first][:, rows_first, start:stop].reshape(len(self.samples[first]), -1)
-        cut_second = self.samples[second][:, rows_second, start + lag : stop + lag].reshape(len(self.samples[second]), -1)
-        along_first, along_second = project_on_difference(cut_first, cut_second)
+        cut_first = self.samples[first][:, rows_first, start:stop]
+        cut_second = self.samples[second][:, rows_second, start + lag : stop + lag]
+        along_first, along_second = project_on_difference(
+            cut_first.reshape(len(cut_first), -1), cut_second.reshape(len(cut_second), -1)
+        )
         if separation(along_first, along_second) > MAX_SEPARATION:
             return np.inf, lag
         sizes = len(self.members[first]), len(self.members[second])

@@ -174,11 +174,13 @@ def read_random_chunks(recording, seed):
     chunk_size = int(min(ESTIMATE_CHUNK_S * recording.sampling_frequency, sizes.max()))
     if sizes.min() < chunk_size:
         recording = recording.select_segments(np.flatnonzero(sizes >= chunk_size).tolist())
-    affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels() * recording.get_num_segments())
+        sizes = sizes[sizes >= chunk_size]
+    affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels() * len(sizes))
+    wanted = min(ESTIMATE_MAX_CHUNKS, int(np.ceil(sizes.max() / chunk_size)))  # no more than there is to read
     chunks = get_random_data_chunks(
         recording,
         concatenated=False,
-        num_chunks_per_segment=int(np.clip(affordable, 1, ESTIMATE_MAX_CHUNKS)),
+        num_chunks_per_segment=int(np.clip(affordable, 1, wanted)),
         chunk_duration=None,
         chunk_size=chunk_size,
         seed=seed,
