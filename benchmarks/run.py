@@ -33,9 +33,11 @@ def load_case(arguments):
     if arguments.recording:
         return si.load(arguments.recording), si.load(arguments.ground_truth)
     if arguments.case == "native":
-        return si.generate_ground_truth_recording(
+        recording, ground_truth = si.generate_ground_truth_recording(
             durations=[300.0], sampling_frequency=30000.0, num_channels=32, num_units=20, seed=0
         )
+        folder = Path(arguments.work_folder).with_name("native_recording")
+        return recording.save(folder=folder, overwrite=True, progress_bar=False), ground_truth
     folder = Path(arguments.sets) / arguments.case
     return si.load(folder / "recording"), si.load(folder / "sorting")
 
