@@ -6,7 +6,7 @@ from sklearn.decomposition import PCA
 from spikeinterface_huidurep.embedding import embed_waveforms
 from spikeinterface_huidurep.model.weights import load_encoder
 
-BLOCK_SIZE = 20_000  # spikes read from disk at once
+BLOCK_SIZE = 4096  # spikes read from disk at once
 N_COMPONENTS = 32  # as many principal components as the embedding has dimensions
 MAX_PCA_SPIKES = 10_000
 

@@ -101,12 +101,12 @@ class _Clusters:
         center = centers[np.argmax(counts)]
         at_center = members[self.channels[members] == center]
         chosen = np.sort(self.rng.permutation(at_center)[:MAX_TESTED_SPIKES])
-        sample = self.waveforms[chosen].astype("float32")
+        sample = self.waveforms[chosen]
         for lag in np.unique(self.lags[chosen]):
             shifted = self.lags[chosen] == lag
             sample[shifted] = shift_waveforms(sample[shifted], lag)
         self.members[label], self.centers[label] = members, center
-        self.samples[label], self.means[label] = sample, sample.mean(axis=0)
+        self.samples[label], self.means[label] = sample, sample.mean(axis=0, dtype="float32")
 
     def _score(self, first, second):
         """Dip score between two clusters and the lag of the second; infinite for waveforms that are unlike."""
@@ -123,7 +123,8 @@ class _Clusters:
         cut_first = self.samples[first][:, rows_first, start:stop]
         cut_second = self.samples[second][:, rows_second, start + lag : stop + lag]
         along_first, along_second = project_on_difference(
-            cut_first.reshape(len(cut_first), -1), cut_second.reshape(len(cut_second), -1)
+            cut_first.reshape(len(cut_first), -1).astype("float32"),
+            cut_second.reshape(len(cut_second), -1).astype("float32"),
         )
         if separation(along_first, along_second) > MAX_SEPARATION:
             return np.inf, lag

@@ -245,7 +245,7 @@ class SorterParams:
         "sortings share one GPU.",
     )
     batch_size: int = _integer(
-        1024,
+        256,
         1,
         1_000_000,
         "spikes",
