@@ -1,7 +1,7 @@
-# make test | demo | lint | venv.  TORCH_INDEX_URL=https://download.pytorch.org/whl/cpu takes torch's CPU build on Linux.
+# make test | demo | lint | venv.  torch is the CPU build; `make TORCH_INDEX_URL=` takes PyPI's, which is CUDA on Linux.
 PYTHON ?= python3
 VENV ?= .venv
-TORCH_INDEX_URL ?=
+TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
 CONSTRAINTS ?= constraints-cpu.txt
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
@@ -22,8 +22,9 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS) $(wildcard startup/*)
 	$(PYTHON) -m venv $(VENV)
-	$(VENV_PYTHON) -m pip install --quiet $(if $(TORCH_INDEX_URL),--extra-index-url $(TORCH_INDEX_URL)) \
-		--constraint $(CONSTRAINTS) --editable ".[dev]"
+	$(if $(TORCH_INDEX_URL),$(VENV_PYTHON) -m pip install --quiet --no-deps --index-url $(TORCH_INDEX_URL) \
+		--constraint $(CONSTRAINTS) torch || echo "no torch from $(TORCH_INDEX_URL): taking the default index's")
+	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $(STAMP)
 
 clean:
