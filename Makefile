@@ -22,7 +22,7 @@ venv: $(STAMP)
 
 $(STAMP): pyproject.toml $(CONSTRAINTS) $(wildcard startup/*)
 	$(PYTHON) -m venv $(VENV)
-	$(if $(TORCH_INDEX_URL),$(VENV_PYTHON) -m pip install --quiet --no-deps --index-url $(TORCH_INDEX_URL) \
+	$(if $(TORCH_INDEX_URL),$(VENV_PYTHON) -m pip install --quiet --no-deps --retries 1 --index-url $(TORCH_INDEX_URL) \
 		--constraint $(CONSTRAINTS) torch || echo "no torch from $(TORCH_INDEX_URL): taking the default index's")
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[dev]"
 	touch $(STAMP)
