@@ -3,6 +3,7 @@
 import logging
 
 import numpy as np
+from spikeinterface.core import ms_to_samples
 from spikeinterface.sortingcomponents.peak_detection import detect_peaks
 from spikeinterface.sortingcomponents.peak_selection import select_peaks
 from spikeinterface.sortingcomponents.tools import get_prototype_and_waveforms_from_peaks
@@ -59,7 +60,7 @@ def detect_spikes(traces, params, job_kwargs):
             random_chunk_kwargs=dict(num_chunks_per_segment=20, seed=params.seed),
         )
         peaks = detect_peaks(traces, method="matched_filtering", method_kwargs=filtering, job_kwargs=job_kwargs)
-    return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]
+    return _sort_peaks(peaks)
 
 
 def select_spikes(peaks, params):
@@ -69,6 +70,10 @@ def select_spikes(peaks, params):
     peaks = select_peaks(
         peaks, method="uniform", select_per_channel=True, n_peaks=params.n_peaks_per_channel, seed=params.seed
     )
+    return _sort_peaks(peaks)
+
+
+def _sort_peaks(peaks):
     return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]
 
 
@@ -99,6 +104,6 @@ def _learn_prototype(traces, peaks, params, job_kwargs):
         seed=params.seed,
         job_kwargs=job_kwargs,
     )
-    at_peak = prototype[int(PROTOTYPE_MS_BEFORE * traces.sampling_frequency / 1000)]
+    at_peak = prototype[ms_to_samples(PROTOTYPE_MS_BEFORE, traces.sampling_frequency)]
     wrong_sign = (params.peak_sign == "neg" and at_peak >= 0) or (params.peak_sign == "pos" and at_peak <= 0)
     return None if wrong_sign or not np.isfinite(prototype).all() else prototype

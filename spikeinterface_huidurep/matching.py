@@ -93,6 +93,15 @@ def match_templates(traces, templates, params, job_kwargs):
     """
     Find the spikes of the templates, also where they overlap.
 
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    templates : spikeinterface.core.Templates
+        In the same unit.
+    params : SorterParams
+    job_kwargs : dict
+
     Returns
     -------
     sorting : NumpySorting

@@ -77,6 +77,14 @@ def refine_peaks(traces, samples, channels, peak_sign, n_align):
     """
     Move peaks to the extremum of their channel, and say where between the samples it lies.
 
+    Parameters
+    ----------
+    traces : np.ndarray, float32, shape (n_samples, n_channels)
+    samples, channels : np.ndarray, int64, shape (n_peaks,)
+    peak_sign : "neg" | "pos" | "both"
+    n_align : int
+        Samples to each side in which the extremum is looked for.
+
     Returns
     -------
     samples : np.ndarray, int64, shape (n_peaks,)
