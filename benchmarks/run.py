@@ -1,154 +1,316 @@
 """
-Sort ground-truth recordings and write one JSON file a case, sorter and seed.
+Sort recordings with known spikes and write one JSON file a case, sorter and seed.
 
-    python benchmarks/run.py --sets GT_FOLDER --cases tetrode_static np32_static --sorters huidurep lupin
+    python benchmarks/run.py --cases native_tetrode --sorters huidurep lupin --seeds 0 1
+    python benchmarks/run.py --sets GT_FOLDER --cases np32_static --sorters huidurep limit
     python benchmarks/run.py --recording REC --ground-truth GT --sorters huidurep
-    python benchmarks/run.py --cases native --sorters huidurep
+    python benchmarks/run.py --sets GT_FOLDER --list
 
-GT_FOLDER/CASE/recording and GT_FOLDER/CASE/sorting are opened by `spikeinterface.load`; the case `native` is made by
-SpikeInterface's own generator. Every sorting runs in a process of its own, one at a time; results that exist are kept.
+Every sorting runs in a process of its own, one at a time, by SpikeInterface's `SorterStudy`. A run that raises, dies,
+or passes a limit of time or memory is a result too, with its reason. Results that exist are kept: an interrupted run
+goes on where it stopped.
 """
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
-import resource
+import shutil
 import subprocess
-import sys
 import time
-from importlib.metadata import version
+import traceback
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+import psutil
+from cases import find_cases, prepare_case
+from sorters import LIMIT, VARIANTS, get_sorter, match_true_templates
+
 RESULTS = Path(__file__).parent / "results"
-WELL_DETECTED = 0.8
-PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scikit-learn")
-SEEDED = ("huidurep", "lupin", "spykingcircus2", "tridesclous2")
+POLL_S = 0.2
+PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scikit-learn", "mountainsort5", "kilosort")
+ERROR_LENGTH = 2000
 
 
-def load_case(arguments):
-    """Return (recording, ground truth) of one case."""
+def sort_and_compare(case, sorter, seed, n_jobs, case_folder, folder):
+    """
+    Sort a prepared case and compare with the truth.
+
+    Parameters
+    ----------
+    case : Case
+    sorter : str
+    seed : int
+    n_jobs : int
+    case_folder : Path
+        As `prepare_case` wrote it.
+    folder : Path
+        For the SorterStudy; must not exist.
+
+    Returns
+    -------
+    result : dict
+        Plain values: performance by true unit, counts of units, seconds.
+    """
     import spikeinterface.full as si
+    from spikeinterface.benchmark import SorterStudy
 
-    if arguments.recording:
-        return si.load(arguments.recording), si.load(arguments.ground_truth)
-    if arguments.case == "native":
-        recording, ground_truth = si.generate_ground_truth_recording(
-            durations=[300.0], sampling_frequency=30000.0, num_channels=32, num_units=20, seed=0
-        )
-        folder = Path(arguments.work_folder).with_name("native_recording")
-        return recording.save(folder=folder, overwrite=True, progress_bar=False), ground_truth
-    folder = Path(arguments.sets) / arguments.case
-    return si.load(folder / "recording"), si.load(folder / "sorting")
-
-
-def measure(arguments):
-    """Sort one case and compare with the truth; returns a dictionary of plain values."""
-    import spikeinterface.full as si
-
-    recording, ground_truth = load_case(arguments)
-    params = dict(job_kwargs=dict(n_jobs=arguments.n_jobs, chunk_duration="1s", progress_bar=False))
-    params.update(json.loads(arguments.params))
-    if arguments.sorter in SEEDED:
-        params["seed"] = arguments.seed
-    start = time.perf_counter()
-    sorting = si.run_sorter(
-        arguments.sorter, recording, folder=arguments.work_folder, remove_existing_folder=True, **params
-    )
-    seconds = time.perf_counter() - start
-    peak_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    comparison = si.compare_sorter_to_ground_truth(ground_truth, sorting, exhaustive_gt=True, delta_time=0.4)
-    accuracy = comparison.get_performance()["accuracy"].to_numpy(dtype=float)
+    si.set_global_job_kwargs(n_jobs=n_jobs, chunk_duration="1s", progress_bar=False)
+    analyzer = si.load_sorting_analyzer(case_folder / "analyzer")
+    params = {}
+    if sorter != LIMIT:
+        sorter_name, params = get_sorter(sorter, seed)
+        params = dict(sorter_name=sorter_name, **params)
+    key = sorter
+    cases = {key: dict(dataset=case.name, label=sorter, params=params)}
+    study = SorterStudy.create(folder, datasets={case.name: analyzer}, cases=cases, levels="sorter")
+    if sorter == LIMIT:
+        start = time.perf_counter()
+        found = match_true_templates(analyzer.recording, analyzer.sorting, case.drifts, folder)
+        seconds = time.perf_counter() - start
+        study.set_precomputed_results({key: dict(sorting=found, run_time=seconds)})
+    else:
+        study.run()
+    study.compute_results()
+    performance = study.get_performance_by_unit().set_index("gt_unit_id").loc[analyzer.unit_ids]
     return dict(
-        mean_accuracy=float(accuracy.mean()),
-        accuracies=sorted(accuracy.round(4).tolist()),
-        n_true_units=len(accuracy),
-        n_well_detected=int((accuracy >= WELL_DETECTED).sum()),
-        n_units=len(sorting.unit_ids),
-        n_false_positive_units=int(comparison.count_false_positive_units()),
-        n_redundant_units=int(comparison.count_redundant_units()),
-        n_overmerged_units=int(comparison.count_overmerged_units()),
-        seconds=round(seconds, 1),
-        peak_memory_mb=round(peak_bytes / 1e6),
-        duration_s=recording.get_total_duration(),
-        n_channels=recording.get_num_channels(),
+        params=params,
+        seconds=round(float(study.get_run_times().loc[key, "run_times"]), 1),
+        counts={name: int(count) for name, count in study.get_count_units().loc[key].items()},
+        performance={
+            name: performance[name].astype(float).round(4).tolist() for name in ("accuracy", "precision", "recall")
+        },
     )
 
 
-def describe_run(arguments):
-    """Facts without which a result means little: versions, commit, machine, seed."""
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], capture_output=True, text=True, cwd=RESULTS.parent
-    ).stdout.strip()
-    return dict(
-        case=arguments.case,
-        sorter=arguments.sorter,
-        params=json.loads(arguments.params),
-        seed=arguments.seed,
-        n_jobs=arguments.n_jobs,
-        commit=commit,
-        python=platform.python_version(),
-        n_cores=os.cpu_count(),
-        versions={name: version(name) for name in PACKAGES},
-    )
-
-
-def run_one(arguments):
-    """Run in this process and write the result, or the error, to `arguments.result`."""
-    result = describe_run(arguments)
+def run_job(result_path, *arguments):
+    """Call `sort_and_compare` and write what it returns, or the error, to a JSON file."""
+    load_before = os.getloadavg()[0]
     try:
-        result.update(measure(arguments))
+        result = sort_and_compare(*arguments)
     except Exception as error:
-        result["error"] = f"{type(error).__name__}: {error}"[-2000:]
-    Path(arguments.result).write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
+        traceback.print_exc()
+        result = dict(error=f"{type(error).__name__}: {error}"[:ERROR_LENGTH])
+    result["load_average"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]
+    write_json(result_path, result)
 
 
-def run_all(arguments):
-    """Run every case, sorter and seed that has no result yet, each in a new process."""
-    RESULTS.mkdir(exist_ok=True)
-    cases = arguments.cases or [Path(arguments.recording).parent.name]
-    for case in cases:
-        for sorter in arguments.sorters:
-            for seed in arguments.seeds:
-                name = f"{case}{arguments.suffix}_{sorter}{arguments.label}_seed{seed}.json"
-                result = RESULTS / name
-                if result.exists() and not arguments.again:
+def run_limited(function, arguments, log_path, time_limit_s, memory_limit_mb):
+    """
+    Call a function in a new process, and end the process when it takes too long or too much.
+
+    Parameters
+    ----------
+    function : Callable
+        Importable, returns nothing.
+    arguments : tuple
+    log_path : Path
+        Gets all that the process prints.
+    time_limit_s, memory_limit_mb : float
+        The memory is the resident memory of the process and its children, looked at every 0.2 s.
+
+    Returns
+    -------
+    peak_memory_mb : int
+    error : None | str
+        Why the process ended before its time.
+    """
+    process = multiprocessing.get_context("spawn").Process(target=_call_with_log, args=(function, arguments, log_path))
+    start = time.monotonic()
+    process.start()
+    peak_mb, error = 0.0, None
+    while error is None and process.is_alive():
+        process.join(POLL_S)
+        peak_mb = max(peak_mb, measure_memory_mb(process.pid))
+        if time.monotonic() - start > time_limit_s:
+            error = f"stopped: over the time limit of {time_limit_s:g} s"
+        elif peak_mb > memory_limit_mb:
+            error = f"stopped: over the memory limit of {memory_limit_mb:g} MB"
+    if error:
+        end_process_tree(process.pid)
+    process.join()
+    if error is None and process.exitcode != 0:
+        lines = log_path.read_text(encoding="utf8", errors="replace").splitlines()
+        error = f"died with exit code {process.exitcode}: {lines[-1] if lines else 'no output'}"
+    return round(peak_mb), error
+
+
+def _call_with_log(function, arguments, log_path):
+    with open(log_path, "w", encoding="utf8") as log:
+        os.dup2(log.fileno(), 1)
+        os.dup2(log.fileno(), 2)
+        function(*arguments)
+
+
+def measure_memory_mb(pid):
+    """Resident memory of a process and its children; 0 if it is gone."""
+    total = 0
+    try:
+        process = psutil.Process(pid)
+        for member in [process, *process.children(recursive=True)]:
+            try:
+                total += member.memory_info().rss
+            except psutil.NoSuchProcess:
+                continue
+    except psutil.NoSuchProcess:
+        pass
+    return total / 1e6
+
+
+def end_process_tree(pid):
+    """Kill a process and its children."""
+    try:
+        process = psutil.Process(pid)
+        members = [*process.children(recursive=True), process]
+    except psutil.NoSuchProcess:
+        return
+    for member in members:
+        try:
+            member.kill()
+        except psutil.NoSuchProcess:
+            continue
+
+
+def describe_machine():
+    """What was measured where: machine, versions, commit."""
+    git = ["git", "describe", "--always", "--dirty"]
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    return dict(
+        commit=commit,
+        date=datetime.now().astimezone().isoformat(timespec="seconds"),
+        machine=dict(
+            system=platform.platform(),
+            processor=platform.processor() or platform.machine(),
+            n_cores=os.cpu_count(),
+            memory_gb=round(psutil.virtual_memory().total / 1e9, 1),
+        ),
+        versions=dict(python=platform.python_version()) | {name: _get_version(name) for name in PACKAGES},
+    )
+
+
+def _get_version(name):
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def write_json(path, values):
+    """Write a dictionary, one line a key, at once or not at all."""
+    lines = [f" {json.dumps(key)}: {json.dumps(value)}" for key, value in values.items()]
+    part = path.with_suffix(".part")
+    part.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf8")
+    part.replace(path)
+
+
+def run_one(case, sorter, seed, options):
+    """
+    Prepare, sort and compare one case in processes of their own.
+
+    Parameters
+    ----------
+    case : Case
+    sorter : str
+    seed : int
+    options : argparse.Namespace
+
+    Returns
+    -------
+    result : dict
+        Also when it failed; then it has an "error".
+    """
+    work = Path(options.work_folder).absolute()
+    name = name_result(case, sorter, seed, options)
+    case_folder, study_folder, part = work / "cases" / name_case(case, options), work / name, work / f"{name}.json"
+    case_folder.mkdir(parents=True, exist_ok=True)
+    shutil.rmtree(study_folder, ignore_errors=True)
+    part.unlink(missing_ok=True)
+    limits = options.time_limit_s, options.memory_limit_mb
+    result = dict(
+        case=name_case(case, options),
+        sorter=sorter,
+        seed=seed,
+        n_jobs=options.n_jobs,
+        limits=dict(time_s=limits[0], memory_mb=limits[1]),
+        **describe_machine(),
+    )
+    log = work / f"{name}.log"
+    _, error = run_limited(prepare_case, (case, case_folder, options.duration), log, *limits)
+    if error:
+        return result | dict(error=f"no recording: {error}")
+    result |= json.loads((case_folder / "facts.json").read_text(encoding="utf8"))
+    arguments = (part, case, sorter, seed, options.n_jobs, case_folder, study_folder)
+    peak_memory_mb, error = run_limited(run_job, arguments, log, *limits)
+    result |= dict(error=error) if error else json.loads(part.read_text(encoding="utf8"))
+    if not options.keep:
+        shutil.rmtree(study_folder, ignore_errors=True)
+    return result | dict(peak_memory_mb=peak_memory_mb)
+
+
+def name_case(case, options):
+    """The name of a case in results: with the length it is cut to."""
+    return f"{case.name}_{options.duration:g}s" if options.duration else case.name
+
+
+def name_result(case, sorter, seed, options):
+    """File name without ending of a result."""
+    return f"{name_case(case, options)}__{sorter}__seed{seed}"
+
+
+def run_all(options):
+    """Run every case, sorter and seed that has no result yet."""
+    cases = find_cases(options.sets, options.recording, options.ground_truth)
+    unknown = sorted(set(options.cases) - set(cases))
+    if unknown:
+        raise SystemExit(f"unknown cases {unknown}; the cases are {list(cases)}")
+    if options.list:
+        print("\n".join(f"{name:24} {case.facts}" for name, case in cases.items()))
+        return
+    results = Path(options.results)
+    results.mkdir(parents=True, exist_ok=True)
+    for name in options.cases:
+        for sorter in options.sorters:
+            for seed in options.seeds:
+                path = results / (name_result(cases[name], sorter, seed, options) + ".json")
+                if path.exists() and not options.again:
                     continue
-                command = [sys.executable, __file__, "--case", case, "--sorter", sorter, "--seed", str(seed)]
-                command += ["--result", str(result), "--n-jobs", str(arguments.n_jobs), "--params", arguments.params]
-                command += ["--work-folder", str(Path(arguments.work_folder) / f"{case}_{sorter}")]
-                for option in ("sets", "recording", "ground_truth"):
-                    if getattr(arguments, option):
-                        command += ["--" + option.replace("_", "-"), getattr(arguments, option)]
-                try:
-                    subprocess.run(command, timeout=arguments.time_limit_s, stdout=subprocess.DEVNULL)
-                except subprocess.TimeoutExpired:
-                    stopped = dict(case=case, sorter=sorter, seed=seed, error=f"over {arguments.time_limit_s:g} s")
-                    result.write_text(json.dumps(stopped, indent=1) + "\n", encoding="utf8")
-                sys.stdout.write(f"{name}: {result.read_text(encoding='utf8') if result.exists() else 'died'}")
+                result = run_one(cases[name], sorter, seed, options)
+                write_json(path, result)
+                print(f"{path.stem}: {summarize(result)}", flush=True)
+
+
+def summarize(result):
+    """One line about a result."""
+    if "error" in result:
+        return result["error"].splitlines()[0]
+    accuracy = result["performance"]["accuracy"]
+    return f"accuracy {sum(accuracy) / len(accuracy):.3f}, {result['seconds']} s, {result['counts']}"
 
 
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sets", help="folder of ground-truth sets")
-    parser.add_argument("--cases", nargs="+", default=[], help="names of sets, or 'native'")
-    parser.add_argument("--recording", help="one recording, any folder that spikeinterface.load opens")
-    parser.add_argument("--ground-truth", help="its true sorting")
-    parser.add_argument("--sorters", nargs="+", default=["huidurep"])
+    parser.add_argument("--cases", nargs="+", default=[], help="names, see --list")
+    parser.add_argument("--list", action="store_true", help="print the cases and stop")
+    parser.add_argument("--sets", help="folder of sets NAME/recording and NAME/sorting")
+    parser.add_argument("--recording", help="a recording: a path for si.load, or READER:PATH for si.read_READER")
+    parser.add_argument("--ground-truth", help="its true sorting, given in the same way")
+    variants = ", ".join(VARIANTS)
+    parser.add_argument(
+        "--sorters", nargs="+", default=["huidurep"], help=f"{LIMIT}, {variants}, or any sorter of SpikeInterface"
+    )
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the sorter")
-    parser.add_argument("--params", default="{}", help="sorter parameters as JSON")
-    parser.add_argument("--label", default="", help="added to the sorter's name in the result file")
-    parser.add_argument("--suffix", default="", help="added to the case's name in the result file")
+    parser.add_argument("--duration", type=float, help="cut the recordings to this number of seconds")
     parser.add_argument("--n-jobs", type=int, default=1)
     parser.add_argument("--time-limit-s", type=float, default=3600.0)
+    parser.add_argument("--memory-limit-mb", type=float, default=12000.0)
     parser.add_argument("--again", action="store_true", help="run also what has a result")
-    parser.add_argument("--work-folder", default="benchmark_sortings")
-    for name in ("--case", "--sorter", "--result"):
-        parser.add_argument(name, help=argparse.SUPPRESS)
-    parser.add_argument("--seed", type=int, default=0, help=argparse.SUPPRESS)
+    parser.add_argument("--keep", action="store_true", help="keep the folders of the sorters")
+    parser.add_argument("--results", default=RESULTS, help="folder of the results")
+    parser.add_argument("--work-folder", default="benchmark_work", help="folder for recordings and sortings")
     return parser
 
 
 if __name__ == "__main__":
-    arguments = make_parser().parse_args()
-    run_one(arguments) if arguments.result else run_all(arguments)
+    run_all(make_parser().parse_args())

@@ -1,0 +1,197 @@
+"""
+Recordings with known spikes: each case gives a recording, its true sorting and the facts that say what it is.
+
+`find_cases` lists the cases, `prepare_case` puts one on disk as the sorters will see it.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import probeinterface
+import spikeinterface.full as si
+
+MADE_DURATION_S = 150.0
+SNR_BAND_HZ = (300.0, 6000.0)
+
+
+@dataclass(frozen=True)
+class Case:
+    """
+    A recording and its truth, not made yet.
+
+    Parameters
+    ----------
+    name : str
+    make : Callable
+        Returns (recording, sorting). Can be pickled.
+    facts : str
+        What the recording is, in one sentence.
+    drifts : bool, default: False
+        Whether the neurons move along the probe.
+    """
+
+    name: str
+    make: Callable
+    facts: str
+    drifts: bool = False
+
+
+def find_cases(sets=None, recording=None, ground_truth=None):
+    """
+    Cases that can be run, by name.
+
+    Parameters
+    ----------
+    sets : None | str | Path
+        Folder of sets NAME/recording and NAME/sorting. A set drifts if its name says so.
+    recording, ground_truth : None | str | Path
+        One more pair of anything that SpikeInterface reads; the case is named after the folder of the recording.
+
+    Returns
+    -------
+    cases : dict of str -> Case
+    """
+    cases = list(MADE_CASES)
+    for folder in sorted(Path(sets).iterdir()) if sets else []:
+        if (folder / "recording").exists() and (folder / "sorting").exists():
+            make = partial(load_pair, folder / "recording", folder / "sorting")
+            cases.append(Case(folder.name, make, f"set {folder.name}", "drift" in folder.name))
+    if recording:
+        name = Path(recording).absolute().parent.name
+        cases.append(Case(name, partial(load_pair, recording, ground_truth), f"{recording} against {ground_truth}"))
+    return {case.name: case for case in cases}
+
+
+def load_pair(recording, ground_truth):
+    """Open a recording and its true sorting, see `load_object`."""
+    return load_object(recording), load_object(ground_truth)
+
+
+def load_object(path):
+    """
+    Open a recording or a sorting by `si.load`, or by the reader that is named before a colon.
+
+    Parameters
+    ----------
+    path : str | Path
+        A folder or file of SpikeInterface's own, or READER:PATH for `si.read_READER(PATH)`, for example
+        "mda_recording:/data/hybrid_janelia/rec_32c_600s_11".
+    """
+    reader, colon, rest = str(path).partition(":")
+    if colon and hasattr(si, f"read_{reader}"):
+        return getattr(si, f"read_{reader}")(rest)
+    return si.load(path)
+
+
+def make_native(n_channels, n_units, noise_level_uv, seed=0):
+    """SpikeInterface's own generator: amplitudes decay exponentially with distance, noise white in time and space."""
+    return si.generate_ground_truth_recording(
+        durations=[MADE_DURATION_S],
+        sampling_frequency=30000.0,
+        num_channels=n_channels,
+        num_units=n_units,
+        noise_kwargs=dict(noise_levels=noise_level_uv, strategy="on_the_fly"),
+        seed=seed,
+    )
+
+
+def make_native_drift():
+    """SpikeInterface's drifting generator: 30 units beside 64 Neuropixels sites move up and down by 40 um."""
+    zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=10.0, t_end_drift=None, period_s=100)
+    _, recording, sorting = si.generate_drifting_recording(
+        num_units=30,
+        duration=MADE_DURATION_S,
+        probe=make_neuropixels_probe(64),
+        generate_displacement_vector_kwargs=dict(
+            displacement_sampling_frequency=5.0,
+            drift_start_um=[0, 20],
+            drift_stop_um=[0, -20],
+            drift_step_um=1,
+            motion_list=[zigzag],
+        ),
+        seed=0,
+    )
+    return recording, sorting
+
+
+def make_neuropixels_probe(n_channels):
+    """The first sites of a Neuropixels 1.0 probe, in micrometres."""
+    site = np.arange(n_channels)
+    probe = probeinterface.Probe(ndim=2, si_units="um")
+    positions = np.column_stack([np.array([43.0, 11.0, 59.0, 27.0])[site % 4], 20.0 * (site // 2)])
+    probe.set_contacts(positions=positions, shapes="square", shape_params=dict(width=12))
+    probe.set_device_channel_indices(site)
+    return probe
+
+
+MADE_CASES = (
+    Case(
+        "native_tetrode",
+        partial(make_native, 4, 6, 10.0),
+        "SpikeInterface's generator, 4 channels, 6 units, white noise of 10 uV",
+    ),
+    Case(
+        "native_static",
+        partial(make_native, 32, 20, 5.0),
+        "SpikeInterface's generator, 2 columns of 16 channels, 20 units, white noise of 5 uV",
+    ),
+    Case(
+        "native_drift",
+        make_native_drift,
+        "SpikeInterface's drifting generator, 64 Neuropixels sites, 30 units, all move by 40 um up and down in 100 s",
+        drifts=True,
+    ),
+)
+
+
+def prepare_case(case, folder, duration_s=None):
+    """
+    Write the analyzer (recording and true sorting) and the facts of a case, unless they are there.
+
+    Parameters
+    ----------
+    case : Case
+    folder : Path
+        Gets `analyzer`, what a SorterStudy takes as a dataset, and `facts.json`.
+    duration_s : None | float
+        Length to cut the recording to.
+    """
+    if (folder / "facts.json").exists():
+        return
+    recording, sorting = case.make()
+    if duration_s and duration_s < recording.get_total_duration():
+        n_samples = int(duration_s * recording.sampling_frequency)
+        recording, sorting = recording.frame_slice(0, n_samples), sorting.frame_slice(0, n_samples)
+    sorting = sorting.remove_empty_units()
+    recording = recording.save(folder=folder / "recording", overwrite=True)
+    sorting = sorting.save(folder=folder / "sorting", overwrite=True)
+    si.create_sorting_analyzer(
+        sorting, recording, sparse=False, format="binary_folder", folder=folder / "analyzer", overwrite=True
+    )
+    facts = dict(
+        facts=case.facts,
+        drifts=case.drifts,
+        duration_s=recording.get_total_duration(),
+        n_channels=recording.get_num_channels(),
+        sampling_frequency=recording.sampling_frequency,
+        true_units=describe_true_units(recording, sorting),
+    )
+    (folder / "facts.json").write_text(json.dumps(facts), encoding="utf8")
+
+
+def describe_true_units(recording, sorting):
+    """SNR in the band of spikes and firing rate of each true unit: dict of lists, in the order of `unit_ids`."""
+    filtered = si.bandpass_filter(recording, *SNR_BAND_HZ, dtype="float32")
+    analyzer = si.create_sorting_analyzer(sorting, filtered, sparse=False)
+    analyzer.compute(["random_spikes", "templates", "noise_levels"])
+    analyzer.compute("quality_metrics", metric_names=["snr", "firing_rate"])
+    metrics = analyzer.get_extension("quality_metrics").get_data().loc[sorting.unit_ids]
+    return dict(
+        unit=[str(unit_id) for unit_id in sorting.unit_ids],
+        snr=metrics["snr"].astype(float).round(2).tolist(),
+        firing_rate_hz=metrics["firing_rate"].astype(float).round(2).tolist(),
+    )
