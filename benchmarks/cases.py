@@ -150,18 +150,16 @@ MADE_CASES = (
 
 def prepare_case(case, folder, duration_s=None):
     """
-    Write the analyzer (recording and true sorting) and the facts of a case, unless they are there.
+    Write the analyzer (recording and true sorting) and the facts of a case.
 
     Parameters
     ----------
     case : Case
     folder : Path
-        Gets `analyzer`, what a SorterStudy takes as a dataset, and `facts.json`.
+        Gets `analyzer`, what a SorterStudy takes as a dataset, and last of all `facts.json`.
     duration_s : None | float
         Length to cut the recording to.
     """
-    if (folder / "facts.json").exists():
-        return
     recording, sorting = case.make()
     if duration_s and duration_s < recording.get_total_duration():
         n_samples = int(duration_s * recording.sampling_frequency)
