@@ -20,7 +20,7 @@ def embed_waveforms(waveforms, positions, channel_mask, encoder, *, batch_size=1
         Channel positions in um, relative to the centre channel of the spike.
     channel_mask : np.ndarray, bool, shape (n_spikes, n_channels)
         False where a neighbour does not exist; such channels do not change the result.
-    encoder : SpikeEncoder
+    encoder : SpikeEncoder | PaperEncoder
         See `model.weights.load_encoder`.
     batch_size : int, default: 1024
         Spikes a forward pass. Halved on out-of-memory.
@@ -55,7 +55,8 @@ def denoise_waveforms(waveforms, positions, channel_mask, encoder, *, batch_size
     Returns
     -------
     denoised : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
-        In multiples of the noise SD, 0 on masked channels.
+        In multiples of the noise SD, 0 on masked channels. A `PaperEncoder` also leaves 0 on the channels that it does
+        not use, see `model.paper_encoder.assign_slots`.
 
     Raises
     ------

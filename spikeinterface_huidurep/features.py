@@ -5,10 +5,30 @@ from sklearn.decomposition import PCA
 
 from spikeinterface_huidurep.embedding import embed_waveforms
 from spikeinterface_huidurep.model.weights import load_encoder
+from spikeinterface_huidurep.waveforms import N_BEFORE, N_SAMPLES
 
 BLOCK_SIZE = 4096  # spikes read from disk at once
 N_COMPONENTS = 32  # as many principal components as the embedding has dimensions
 MAX_PCA_SPIKES = 10_000
+
+
+def find_window(params):
+    """
+    Window of the waveforms that `compute_features` takes, at the rate of the encoder.
+
+    Parameters
+    ----------
+    params : SorterParams
+
+    Returns
+    -------
+    n_samples, n_before : int
+        Samples of a waveform, and those of them before the peak.
+    """
+    if params.features == "pca":
+        return N_SAMPLES, N_BEFORE
+    config = load_encoder(params.weights).config
+    return config.n_samples, config.n_before
 
 
 def compute_features(waveforms, channels, neighborhoods, params):
@@ -18,7 +38,7 @@ def compute_features(waveforms, channels, neighborhoods, params):
     Parameters
     ----------
     waveforms : np.ndarray, float16, shape (n_spikes, n_neighbors, n_samples)
-        May be memory-mapped.
+        In the window that `find_window` says. May be memory-mapped.
     channels : np.ndarray, int, shape (n_spikes,)
         Centre channels.
     neighborhoods : Neighborhoods

@@ -196,7 +196,8 @@ class SorterParams:
     )
     weights: str | None = _optional_path(
         None,
-        "Encoder weights to use instead of those shipped with the package (a safetensors file).",
+        "Encoder weights to use instead of those shipped with the package: a safetensors file of the training script, "
+        "or the HuiduRep.pt of the paper's authors (far slower).",
     )
     assignment: str = _choice(
         "matching",

@@ -12,7 +12,7 @@ from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
-from spikeinterface_huidurep.features import compute_features
+from spikeinterface_huidurep.features import compute_features, find_window
 from spikeinterface_huidurep.matching import (
     estimate_templates,
     keep_frequent_units,
@@ -118,8 +118,16 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
         return _find_nothing("no peak crosses detect_threshold", traces)
 
     neighborhoods = Neighborhoods(locations_um, params.neighborhood_radius_um)
+    n_samples, n_before = find_window(params)
     waveforms = extract_waveforms(
-        traces, peaks, neighborhoods, params.peak_sign, folder / "waveforms" / "peaks", job_kwargs
+        traces,
+        peaks,
+        neighborhoods,
+        params.peak_sign,
+        folder / "waveforms" / "peaks",
+        job_kwargs,
+        n_samples=n_samples,
+        n_before=n_before,
     )
     clock.log("extract", f"{waveforms.shape[1]} channels a spike")
 

@@ -14,7 +14,7 @@ from spikeinterface.sorters.basesorter import BaseSorter
 import spikeinterface_huidurep
 from spikeinterface_huidurep import _startup
 from spikeinterface_huidurep.checks import attach_default_probe, check_recording
-from spikeinterface_huidurep.model.weights import weights_version
+from spikeinterface_huidurep.model.weights import load_encoder, weights_version
 from spikeinterface_huidurep.params import SorterParams, get_default_params, get_params_description
 
 REQUIRED_MODULES = ("torch", "safetensors", "scipy", "sklearn", "numba", "psutil", "networkx", "pandas", "tqdm")
@@ -63,6 +63,8 @@ class HuiduRepSorter(BaseSorter):
         checked_params = SorterParams.from_dict(params)
         check_recording(recording)
         checked_params.check_valid(recording)
+        if checked_params.weights is not None:
+            load_encoder(checked_params.weights)  # a file that is none fails here, not after minutes of work
         return checked_params.to_dict()
 
     @classmethod

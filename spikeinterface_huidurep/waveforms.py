@@ -4,7 +4,7 @@ import numpy as np
 from spikeinterface.core.node_pipeline import PeakRetriever, PipelineNode, run_node_pipeline
 
 MAX_CHANNELS = 12  # channels that describe a spike
-N_SAMPLES, N_BEFORE = 64, 24  # of the encoder, at MODEL_HZ
+N_SAMPLES, N_BEFORE = 64, 24  # of the shipped encoder, at MODEL_HZ
 MODEL_HZ = 30_000.0
 ALIGN_MS = 0.2  # the extremum is looked for this far from the detected sample
 N_SHIFTS = 8  # sub-sample positions of the extremum that are told apart
@@ -46,15 +46,15 @@ class ExtractAlignedWaveforms(PipelineNode):
     Waveforms on the neighbouring channels, aligned on the extremum of the centre channel with sub-sample precision and
     resampled to the rate of the encoder.
 
-    Returns float16 waveforms of shape (n_peaks, n_neighbors, N_SAMPLES), in units of the traces.
+    Returns float16 waveforms of shape (n_peaks, n_neighbors, n_samples), in units of the traces.
     """
 
-    def __init__(self, recording, parents, neighborhoods, peak_sign):
+    def __init__(self, recording, parents, neighborhoods, peak_sign, n_samples=N_SAMPLES, n_before=N_BEFORE):
         PipelineNode.__init__(self, recording, return_output=True, parents=parents)
         self.neighborhoods = neighborhoods
         self.peak_sign = peak_sign
         self.n_align = max(1, round(ALIGN_MS * 1e-3 * recording.sampling_frequency))
-        self.first, self.matrices = resampling_matrices(recording.sampling_frequency)
+        self.first, self.matrices = resampling_matrices(recording.sampling_frequency, n_samples, n_before)
         self.n_window = self.matrices.shape[1]
 
     def get_margin(self):
@@ -67,7 +67,7 @@ class ExtractAlignedWaveforms(PipelineNode):
         cut = traces[window[:, None, :], self.neighborhoods.channel_indices[channels][:, :, None]]
         cut *= self.neighborhoods.channel_mask[channels][:, :, None]
         shifts = np.round(fractions * N_SHIFTS).astype(int) + N_SHIFTS // 2
-        waveforms = np.empty((*cut.shape[:2], N_SAMPLES), dtype="float16")
+        waveforms = np.empty((*cut.shape[:2], self.matrices.shape[2]), dtype="float16")
         for shift in np.unique(shifts):
             waveforms[shifts == shift] = cut[shifts == shift] @ self.matrices[shift]
         return waveforms
@@ -103,19 +103,26 @@ def refine_peaks(traces, samples, channels, peak_sign, n_align):
     return samples, np.clip(0.5 * (after - before) / curvature, -0.5, 0.5)
 
 
-def resampling_matrices(sampling_frequency):
+def resampling_matrices(sampling_frequency, n_samples=N_SAMPLES, n_before=N_BEFORE):
     """
     Windowed-sinc interpolation from the samples of a recording to those of the encoder.
+
+    Parameters
+    ----------
+    sampling_frequency : float
+        Of the recording, in Hz.
+    n_samples, n_before : int
+        Samples of a waveform of the encoder, and those of them before the peak.
 
     Returns
     -------
     first : int
         First sample of the window, relative to the peak.
-    matrices : np.ndarray, float32, shape (N_SHIFTS + 1, n_window, N_SAMPLES)
+    matrices : np.ndarray, float32, shape (N_SHIFTS + 1, n_window, n_samples)
         Number k is for a peak that lies k / N_SHIFTS - 0.5 samples after its sample.
     """
     step = sampling_frequency / MODEL_HZ
-    wanted = (np.arange(N_SAMPLES) - N_BEFORE) * step
+    wanted = (np.arange(n_samples) - n_before) * step
     first = int(np.floor(wanted[0])) - SINC_HALF_WIDTH
     grid = np.arange(first, int(np.ceil(wanted[-1])) + SINC_HALF_WIDTH + 1)
     shifts = np.arange(N_SHIFTS + 1) / N_SHIFTS - 0.5
@@ -126,7 +133,7 @@ def resampling_matrices(sampling_frequency):
 
 def resample_templates(templates):
     """
-    Templates at the rate and in the window of the encoder.
+    Templates at the rate and in the window of the shipped encoder.
 
     Parameters
     ----------
@@ -146,7 +153,9 @@ def resample_templates(templates):
     return padded[:, :, start : start + n_window].astype("float32") @ matrices[N_SHIFTS // 2]
 
 
-def extract_waveforms(traces, peaks, neighborhoods, peak_sign, folder, job_kwargs):
+def extract_waveforms(
+    traces, peaks, neighborhoods, peak_sign, folder, job_kwargs, *, n_samples=N_SAMPLES, n_before=N_BEFORE
+):
     """
     Extract the aligned waveforms of peaks into a file.
 
@@ -161,14 +170,16 @@ def extract_waveforms(traces, peaks, neighborhoods, peak_sign, folder, job_kwarg
     folder : Path
         Of the file that holds the waveforms; removed by the caller.
     job_kwargs : dict
+    n_samples, n_before : int
+        Samples of a waveform at MODEL_HZ, and those of them before the peak.
 
     Returns
     -------
-    waveforms : np.ndarray, float16, shape (n_peaks, n_neighbors, N_SAMPLES)
+    waveforms : np.ndarray, float16, shape (n_peaks, n_neighbors, n_samples)
         Memory-mapped. Channels nearest first; 0 where there is no neighbour.
     """
     retriever = PeakRetriever(traces, peaks)
-    node = ExtractAlignedWaveforms(traces, [retriever], neighborhoods, peak_sign)
+    node = ExtractAlignedWaveforms(traces, [retriever], neighborhoods, peak_sign, n_samples, n_before)
     return run_node_pipeline(
         traces,
         [retriever, node],

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import asdict, dataclass
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ MAX_COMPRESSED = 6.0
 @dataclass(frozen=True)
 class EncoderConfig:
     """Architecture of a `SpikeEncoder`; stored with its weights."""
+
+    layout: ClassVar[str] = "channels"
 
     max_channels: int = 12
     """Largest number of channels of one spike; fewer are always accepted."""
@@ -74,6 +77,20 @@ def expand_amplitude(compressed, compression_sd=8.0):
     """Inverse of `compress_amplitude`, clipped at 3200 noise SD for a scale of 8."""
     magnitude = compressed.abs().clamp(max=MAX_COMPRESSED)
     return torch.sign(compressed) * torch.expm1(magnitude) * compression_sd
+
+
+def check_shapes(config, waveforms, positions, channel_mask):
+    """Raise ValueError if the arrays of `SpikeEncoder.encode` do not fit each other or the encoder."""
+    n_spikes, n_channels = channel_mask.shape
+    if tuple(waveforms.shape) != (n_spikes, n_channels, config.n_samples):
+        raise ValueError(
+            f"waveforms must have shape (n_spikes, n_channels, n_samples) = "
+            f"({n_spikes}, {n_channels}, {config.n_samples}), got {tuple(waveforms.shape)}"
+        )
+    if tuple(positions.shape) != (n_spikes, n_channels, 2):
+        raise ValueError(f"positions must have shape ({n_spikes}, {n_channels}, 2), got {tuple(positions.shape)}")
+    if n_channels > config.max_channels:
+        raise ValueError(f"the encoder takes at most {config.max_channels} channels, got {n_channels}")
 
 
 class ConvStem(nn.Module):
@@ -232,7 +249,7 @@ class SpikeEncoder(nn.Module):
         return self.head(torch.cat([class_tokens.flatten(1), pooled], dim=1)), denoised
 
     def _run_layers(self, waveforms, positions, channel_mask, class_only):
-        self._check_shapes(waveforms, positions, channel_mask)
+        check_shapes(self.config, waveforms, positions, channel_mask)
         absent = ~channel_mask.unsqueeze(-1)
         waveforms = compress_amplitude(waveforms.masked_fill(absent, 0.0), self.config.compression_sd)
         position_features = self.position_features.compute_features(positions.masked_fill(absent, 0.0))
@@ -248,15 +265,3 @@ class SpikeEncoder(nn.Module):
             is_last = index == len(self.layers) - 1
             tokens = layer(tokens, attention_mask, n_queries=n_class_tokens if class_only and is_last else None)
         return tokens, pooled
-
-    def _check_shapes(self, waveforms, positions, channel_mask):
-        n_spikes, n_channels = channel_mask.shape
-        if tuple(waveforms.shape) != (n_spikes, n_channels, self.config.n_samples):
-            raise ValueError(
-                f"waveforms must have shape (n_spikes, n_channels, n_samples) = "
-                f"({n_spikes}, {n_channels}, {self.config.n_samples}), got {tuple(waveforms.shape)}"
-            )
-        if tuple(positions.shape) != (n_spikes, n_channels, 2):
-            raise ValueError(f"positions must have shape ({n_spikes}, {n_channels}, 2), got {tuple(positions.shape)}")
-        if n_channels > self.config.max_channels:
-            raise ValueError(f"the encoder takes at most {self.config.max_channels} channels, got {n_channels}")

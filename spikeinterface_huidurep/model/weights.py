@@ -1,4 +1,8 @@
-"""Read and write encoder weights: safetensors, with the architecture in the file's metadata and a card beside it."""
+"""
+Read and write encoder weights: safetensors, with the architecture in the file's metadata and a card beside it.
+
+The torch file of the HuiduRep paper's authors can be read too, see `paper_weights`.
+"""
 
 import hashlib
 import json
@@ -7,6 +11,7 @@ from pathlib import Path
 SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "v1.safetensors"
 FORMAT_NAME = "spikeinterface_huidurep.encoder"
 FORMAT_VERSION = "1"
+TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
 
 
 def hash_file(path):
@@ -45,29 +50,33 @@ def load_encoder(path=None):
     Parameters
     ----------
     path : str | Path | None, default: None
-        A file written by `save_encoder`; None for the weights shipped with the package.
+        A file written by `save_encoder`, or a torch file in the layout of the HuiduRep paper (`HuiduRep.pt` of its
+        authors), of which tensors are read and no code is run; None for the weights shipped with the package.
 
     Returns
     -------
-    encoder : SpikeEncoder
+    encoder : SpikeEncoder | PaperEncoder
 
     Raises
     ------
     ValueError
-        If the file is missing, truncated, or not an encoder of this package.
+        If the file is missing, truncated, or not such an encoder.
     """
     from safetensors import SafetensorError, safe_open
 
-    from .encoder import SpikeEncoder
+    from .layouts import build_encoder
+    from .paper_weights import read_paper_weights
 
     path = _check_exists(path)
+    if path.suffix.lower() in TORCH_SUFFIXES:
+        return read_paper_weights(path).eval().requires_grad_(False)
     try:
         with safe_open(path, framework="pt", device="cpu") as file:
             metadata = file.metadata() or {}
             state = {name: file.get_tensor(name) for name in file.keys()}
     except SafetensorError as error:
         raise ValueError(f"{path} is not a complete safetensors file ({error}); copy or train it again") from error
-    encoder = SpikeEncoder(_read_config(metadata, path))
+    encoder = build_encoder(_read_config(metadata, path))
     try:
         encoder.load_state_dict(state)
     except RuntimeError as error:
@@ -81,11 +90,12 @@ def save_encoder(encoder, path, card):
 
     Parameters
     ----------
-    encoder : SpikeEncoder
+    encoder : SpikeEncoder | PaperEncoder
     path : str | Path
         The safetensors file; the card goes beside it with suffix ".json".
     card : dict
-        What the weights were trained on and how; `sha256`, `n_parameters` and `encoder_config` are added.
+        What the weights were trained on and how; `sha256`, `n_parameters`, `layout` and `encoder_config` are
+        added.
 
     Returns
     -------
@@ -97,6 +107,7 @@ def save_encoder(encoder, path, card):
     metadata = {
         "format": FORMAT_NAME,
         "format_version": FORMAT_VERSION,
+        "layout": encoder.config.layout,
         "config": json.dumps(encoder.config.to_dict()),
     }
     state = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
@@ -106,6 +117,7 @@ def save_encoder(encoder, path, card):
         card,
         sha256=hash_file(path),
         n_parameters=sum(value.numel() for value in encoder.parameters()),
+        layout=encoder.config.layout,
         encoder_config=encoder.config.to_dict(),
     )
     path.with_suffix(".json").write_text(json.dumps(card, indent=2) + "\n")
@@ -120,7 +132,7 @@ def _check_exists(path):
 
 
 def _read_config(metadata, path):
-    from .encoder import EncoderConfig
+    from .layouts import DEFAULT_LAYOUT, find_config_class
 
     if metadata.get("format") != FORMAT_NAME:
         raise ValueError(
@@ -131,6 +143,7 @@ def _read_config(metadata, path):
             f"{path} has format version {metadata.get('format_version')!r}, this package reads {FORMAT_VERSION!r}"
         )
     try:
-        return EncoderConfig(**json.loads(metadata["config"]))
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        config_class = find_config_class(metadata.get("layout", DEFAULT_LAYOUT))
+        return config_class(**json.loads(metadata["config"]))
+    except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no readable encoder configuration: {error}") from error
