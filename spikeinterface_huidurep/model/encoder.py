@@ -108,8 +108,8 @@ class ConvStem(nn.Module):
         return self.project(F.gelu(self.filters(windows)).flatten(-2))
 
 
-class PositionFeatures(nn.Module):
-    """Fourier features of channel positions: (b, c, 2) um -> (b, c, width)."""
+class FourierFeatures(nn.Module):
+    """Waves over the probe, nothing learned: (b, c, 2) um -> (b, c, n_features)."""
 
     def __init__(self, config):
         super().__init__()
@@ -118,15 +118,20 @@ class PositionFeatures(nn.Module):
         )
         self.register_buffer("frequencies", 2 * math.pi / wavelengths, persistent=False)
         self.max_wavelength_um = config.max_wavelength_um
-        self.project = nn.Linear(4 * config.n_wavelengths + 2, config.width)
+        self.n_features = 4 * config.n_wavelengths + 2
 
-    def compute_features(self, positions):
-        """(b, c, 2) um -> (b, c, 4 n_wavelengths + 2), nothing learned."""
+    def forward(self, positions):
         phase = (positions.unsqueeze(-1) * self.frequencies).flatten(-2)
         return torch.cat([phase.sin(), phase.cos(), positions * (4 / self.max_wavelength_um)], dim=-1)
 
-    def forward(self, positions):
-        return self.project(self.compute_features(positions))
+
+class PositionFeatures(nn.Module):
+    """Fourier features of channel positions, and their projection to tokens."""
+
+    def __init__(self, config):
+        super().__init__()
+        self.fourier = FourierFeatures(config)
+        self.project = nn.Linear(self.fourier.n_features, config.width)
 
 
 class BilinearPool(nn.Module):
@@ -252,7 +257,7 @@ class SpikeEncoder(nn.Module):
         check_shapes(self.config, waveforms, positions, channel_mask)
         absent = ~channel_mask.unsqueeze(-1)
         waveforms = compress_amplitude(waveforms.masked_fill(absent, 0.0), self.config.compression_sd)
-        position_features = self.position_features.compute_features(positions.masked_fill(absent, 0.0))
+        position_features = self.position_features.fourier(positions.masked_fill(absent, 0.0))
         channels = self.stem(waveforms) + self.position_features.project(position_features)
         pooled = self.pool(waveforms, position_features)
         class_tokens = self.class_tokens + self.pool_to_class(pooled).unsqueeze(1)

@@ -21,7 +21,7 @@ def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_uni
 
     Parameters
     ----------
-    encoder : SpikeEncoder
+    encoder : SpikeEncoder | PaperEncoder
         Left as it is.
     source : MixedSource
     view_config : ViewConfig
@@ -31,7 +31,7 @@ def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_uni
 
     Returns
     -------
-    calibrated : SpikeEncoder
+    calibrated : SpikeEncoder | PaperEncoder
         A copy in evaluation mode.
     """
     calibrated = copy.deepcopy(encoder).eval().requires_grad_(False)

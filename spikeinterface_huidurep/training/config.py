@@ -4,7 +4,7 @@ import tomllib
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-from ..model.encoder import EncoderConfig
+from ..model.layouts import DEFAULT_LAYOUT, find_config_class
 from .views import ViewConfig
 
 CONFIG_FOLDER = Path(__file__).parent / "configs"
@@ -66,21 +66,25 @@ def load_config(name):
     """
     Read a toml file with the tables [train], [views] and [encoder].
 
+    `layout` in [encoder] says which encoder the other fields of that table describe: "channels" (the default) or
+    "paper".
+
     Returns
     -------
-    train, views, encoder : TrainConfig, ViewConfig, EncoderConfig
+    train, views, encoder : TrainConfig, ViewConfig, EncoderConfig | PaperConfig
 
     Raises
     ------
     ValueError
-        If there is no such file, table or field.
+        If there is no such file, table, field or layout.
     """
     path = Path(name) if str(name).endswith(".toml") else CONFIG_FOLDER / f"{name}.toml"
     if not path.is_file():
         known = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.toml")))
         raise ValueError(f"no configuration at {path}; shipped ones: {known}")
     tables = tomllib.loads(path.read_text())
-    kinds = {"train": TrainConfig, "views": ViewConfig, "encoder": EncoderConfig}
+    layout = tables.get("encoder", {}).pop("layout", DEFAULT_LAYOUT)
+    kinds = {"train": TrainConfig, "views": ViewConfig, "encoder": find_config_class(layout)}
     for table, values in tables.items():
         if table not in kinds:
             raise ValueError(f"{path}: unknown table [{table}], wanted {', '.join(kinds)}")

@@ -13,7 +13,7 @@ import torch
 
 from .probes import N_SITE_CHANNELS, draw_site, make_neuropixels_1, measure_correlation
 from .real import RealSource
-from .units import N_FFT, ORIGIN, SAMPLING_FREQUENCY, Units, draw_amplitudes, draw_uniform
+from .units import DEFAULT_WINDOW, SAMPLING_FREQUENCY, Units, draw_amplitudes, draw_uniform
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,11 @@ class SyntheticSource:
     seed : int
     measured : tuple of np.ndarray | None, default: None
         Correlation of real noise against distance (`measure_correlation`).
+    window : Window
     """
 
-    def __init__(self, n_sites, seed, measured=None):
+    def __init__(self, n_sites, seed, measured=None, window=DEFAULT_WINDOW):
+        self.window = window
         rng = np.random.default_rng(seed)
         sites = [draw_site(rng, measured) for _ in range(n_sites)]
         as_tensor = lambda values: torch.as_tensor(np.stack(values))  # noqa: E731
@@ -62,7 +64,7 @@ class SyntheticSource:
             return whitening @ (1 / (1 + (distance / decay_um) ** power))
 
         return Units(
-            waves=draw_neuron_spectra(n_total, generator),
+            waves=draw_neuron_spectra(n_total, self.window, generator),
             positions=contacts[:, :N_SITE_CHANNELS],
             channel_mask=self.channel_mask[site],
             amplitudes=draw_amplitudes(n_total, generator),
@@ -84,10 +86,10 @@ class SyntheticSource:
         return soma.unsqueeze(1) + direction.unsqueeze(1) * spacing_um * steps
 
 
-def draw_neuron_spectra(n_units, generator):
-    """Spectra of the parts of random neurons: part 1 is the soma, part 0 the other side. (b, N_PARTS, N_BINS)."""
+def draw_neuron_spectra(n_units, window, generator):
+    """Spectra of the parts of random neurons: part 1 is the soma, part 0 the other side. (b, N_PARTS, n_bins)."""
     column = lambda low, high: draw_uniform((n_units, 1, 1), low, high, generator)  # noqa: E731
-    milliseconds = ((torch.arange(N_FFT) - ORIGIN) / (SAMPLING_FREQUENCY / 1000)).reshape(1, 1, -1)
+    milliseconds = ((torch.arange(window.n_fft) - window.origin) / (SAMPLING_FREQUENCY / 1000)).reshape(1, 1, -1)
     steps = torch.arange(-1, N_PARTS - 1).float().reshape(1, -1, 1)
     distance_steps = steps.abs()
     delay = distance_steps * torch.exp(column(math.log(0.01), math.log(0.12)))  # ms between neighbouring parts
@@ -115,6 +117,7 @@ class MixedSource:
 
     def __init__(self, first, second, fraction_second):
         self.first, self.second, self.fraction_second = first, second, fraction_second
+        self.window = first.window
 
     def draw(self, n_sites, n_units, generator):
         """A list of `Units`, `fraction_second` of the sites from the second source."""
@@ -135,7 +138,7 @@ def load_noise_correlation(folder):
     return measure_correlation(covariance, make_neuropixels_1(len(covariance)))
 
 
-def make_source(folder, *, n_sites, fraction_real, seed, held_out=False):
+def make_source(folder, *, n_sites, fraction_real, seed, held_out=False, window=DEFAULT_WINDOW):
     """
     Build the source a configuration asks for.
 
@@ -150,15 +153,17 @@ def make_source(folder, *, n_sites, fraction_real, seed, held_out=False):
     seed : int
     held_out : bool, default: False
         Real units kept for validation instead of those for training.
+    window : Window
+        Of the encoder.
 
     Returns
     -------
     source : MixedSource
     """
     measured = load_noise_correlation(folder)
-    synthetic = SyntheticSource(n_sites, seed, measured)
+    synthetic = SyntheticSource(n_sites, seed, measured, window)
     path = None if folder is None else Path(folder) / "brody_np1_templates" / "brody_np1_templates_61.npz"
     if path is None or not path.is_file() or fraction_real == 0:
         logger.info("no real waveforms (%s): synthetic neurons only", path)
         return MixedSource(synthetic, None, 0.0)
-    return MixedSource(synthetic, RealSource(path, seed, measured, held_out), fraction_real)
+    return MixedSource(synthetic, RealSource(path, seed, measured, held_out, window), fraction_real)

@@ -13,7 +13,7 @@ from .probes import (
     draw_noise_covariance,
     make_neuropixels_1,
 )
-from .units import N_FFT, ORIGIN, Units, draw_uniform
+from .units import DEFAULT_WINDOW, Units, draw_uniform
 
 logger = logging.getLogger(__name__)
 
@@ -34,6 +34,7 @@ class RealSource:
     measured : tuple of np.ndarray | None
     held_out : bool, default: False
         True for the tenth of the units kept for validation, False for the others.
+    window : Window
     """
 
     MIN_GROUP = 12  # units
@@ -43,7 +44,8 @@ class RealSource:
     MAX_NOISE = 0.05  # RMS before the spike, relative to the peak: averages of too few spikes are left out
     RANK = 4  # of a mean waveform after its noise is removed
 
-    def __init__(self, path, seed, measured=None, held_out=False):
+    def __init__(self, path, seed, measured=None, held_out=False, window=DEFAULT_WINDOW):
+        self.window = window
         with np.load(path, allow_pickle=False) as data:
             waveforms, peak, electrode = (data[name] for name in ("templates", "peak_channel", "electrode"))
         is_mine = (np.arange(len(waveforms)) % 10 == 9) == held_out
@@ -73,8 +75,9 @@ class RealSource:
         n_samples = waveforms.shape[-1]
         edge = np.minimum(np.arange(n_samples), np.arange(n_samples)[::-1])
         taper = np.sin(0.5 * np.pi * np.minimum((edge + 0.5) / 5, 1)) ** 2
-        long = np.zeros((*waveforms.shape[:2], N_FFT), dtype=np.float32)
-        long[..., ORIGIN - 15 : ORIGIN - 15 + n_samples] = waveforms * taper
+        long = np.zeros((*waveforms.shape[:2], self.window.n_fft), dtype=np.float32)
+        start = self.window.origin - 15
+        long[..., start : start + n_samples] = waveforms * taper
         return torch.fft.rfft(torch.as_tensor(long), dim=-1)
 
     def _prepare_group(self, members, phase, peak, rng, measured):

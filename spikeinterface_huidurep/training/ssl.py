@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..model.encoder import EncoderConfig, FourierFeatures
+
 
 def info_nce(queries, keys, temperature=0.2):
     """
@@ -66,7 +68,7 @@ def run_in_buckets(encode, view, n_buckets=4):
     Parameters
     ----------
     encode : callable
-        `SpikeEncoder.encode` or `encode_and_decode`.
+        `encode` or `encode_and_decode` of an encoder.
     view : Views
         The existing channels of a spike come before the missing ones.
     n_buckets : int, default: 4
@@ -97,16 +99,17 @@ class WaveformReader(nn.Module):
     (b, n_dims), (b, c, 2) um -> (b, c, n_samples), compressed scale.
     """
 
-    def __init__(self, encoder, hidden):
+    def __init__(self, config, hidden):
         super().__init__()
-        config = encoder.config
+        self.fourier = FourierFeatures(config if isinstance(config, EncoderConfig) else EncoderConfig())
         self.from_embedding = nn.Linear(config.n_dims, hidden)
-        self.from_position = nn.Linear(4 * config.n_wavelengths + 2, hidden)
+        self.from_position = nn.Linear(self.fourier.n_features, hidden)
         self.hidden = nn.Linear(hidden, hidden)
         self.output = nn.Linear(hidden, config.n_samples)
 
-    def forward(self, embeddings, position_features):
-        hidden = F.gelu(self.from_embedding(embeddings).unsqueeze(1) + self.from_position(position_features))
+    def forward(self, embeddings, positions):
+        at_position = self.from_position(self.fourier(positions))
+        hidden = F.gelu(self.from_embedding(embeddings).unsqueeze(1) + at_position)
         return self.output(F.gelu(self.hidden(hidden)))
 
 
@@ -116,7 +119,7 @@ class MomentumContrast(nn.Module):
 
     Parameters
     ----------
-    encoder : SpikeEncoder
+    encoder : SpikeEncoder | PaperEncoder
     hidden : int, default: 256
         Hidden dimensions of projector, predictor and waveform reader.
     n_projected : int, default: 128
@@ -137,7 +140,7 @@ class MomentumContrast(nn.Module):
         self.encoder = encoder
         self.projector = build_mlp([n_dims, hidden, n_projected], affine_end=False)
         self.predictor = build_mlp([n_projected, hidden, n_projected], affine_end=False)
-        self.reader = WaveformReader(encoder, hidden)
+        self.reader = WaveformReader(encoder.config, hidden)
         self.key_encoder = copy.deepcopy(encoder).requires_grad_(False)
         self.key_projector = copy.deepcopy(self.projector).requires_grad_(False)
         # squared error in the compressed scale -> about squared noise SD for values below the compression
@@ -179,7 +182,7 @@ class MomentumContrast(nn.Module):
 
     def _run_queries(self, view):
         embeddings, denoised = run_in_buckets(self.encoder.encode_and_decode, view)
-        aligned = self.reader(embeddings, self.encoder.position_features.compute_features(view.positions))
+        aligned = self.reader(embeddings, view.positions)
         return dict(
             embeddings=embeddings,
             query=self.predictor(self.projector(embeddings)),

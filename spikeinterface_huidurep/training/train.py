@@ -21,12 +21,13 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..model.encoder import SpikeEncoder
+from ..model.layouts import build_encoder
 from ..model.weights import save_encoder
 from .calibration import calibrate_encoder
 from .config import load_config
 from .data import make_source
 from .ssl import MomentumContrast, learning_rate_at, momentum_at
+from .units import Window
 from .validation import draw_static_spikes, validate_encoder
 from .views import draw_pair
 
@@ -46,7 +47,7 @@ class Trainer:
 
     Parameters
     ----------
-    train_config, view_config, encoder_config : TrainConfig, ViewConfig, EncoderConfig
+    train_config, view_config, encoder_config : TrainConfig, ViewConfig, EncoderConfig | PaperConfig
     folder : str | Path
         Output; created.
     data_folder : str | Path | None
@@ -63,7 +64,8 @@ class Trainer:
         self.model = build_model(train_config, encoder_config)
         self.optimizer = build_optimizer(self.model, train_config)
         self.generator = torch.Generator().manual_seed(train_config.seed)
-        data_settings = dict(n_sites=train_config.n_sites, fraction_real=train_config.fraction_real)
+        window = Window(encoder_config.n_samples, encoder_config.n_before)
+        data_settings = dict(n_sites=train_config.n_sites, fraction_real=train_config.fraction_real, window=window)
         self.source = make_source(data_folder, seed=train_config.seed, **data_settings)
         held_out_seed = train_config.seed + VALIDATION_SEED_OFFSET
         held_out = make_source(data_folder, seed=held_out_seed, held_out=True, **data_settings)
@@ -195,7 +197,7 @@ def build_model(train_config, encoder_config):
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_config.seed)
         return MomentumContrast(
-            SpikeEncoder(encoder_config),
+            build_encoder(encoder_config),
             hidden=train_config.hidden,
             n_projected=train_config.n_projected,
             temperature=train_config.temperature,

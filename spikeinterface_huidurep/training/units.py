@@ -6,10 +6,41 @@ from dataclasses import dataclass
 
 import torch
 
-N_FFT = 128  # samples of a long waveform: 64 of the window and room for shifts of 45
-ORIGIN = 48  # sample of the trough in a long waveform
-N_BINS = N_FFT // 2 + 1
 SAMPLING_FREQUENCY = 30000.0
+MAX_SHIFT = 45  # samples: room for collisions, after what is cut out
+ROOM_BEFORE = 24  # samples, before what is cut out
+
+
+@dataclass(frozen=True)
+class Window:
+    """What an encoder sees of a spike, and the long waveforms from which it is cut."""
+
+    n_samples: int = 64
+    """Samples that are cut out."""
+    n_before: int = 24
+    """Of them, before the trough."""
+
+    @property
+    def n_fft(self):
+        """Samples of a long waveform: a power of two with room for shifts."""
+        return 2 ** math.ceil(math.log2(self.n_samples + MAX_SHIFT))
+
+    @property
+    def n_bins(self):
+        """Frequencies of its spectrum."""
+        return self.n_fft // 2 + 1
+
+    @property
+    def origin(self):
+        """Sample of the trough in a long waveform."""
+        return self.n_before + ROOM_BEFORE
+
+    def crop(self, long):
+        """Cut the window out of long waveforms (..., n_fft)."""
+        return long[..., ROOM_BEFORE : ROOM_BEFORE + self.n_samples]
+
+
+DEFAULT_WINDOW = Window()
 
 
 @dataclass
@@ -17,7 +48,7 @@ class Units:
     """Clean units of one batch, grouped by site. Leading dimension of all: units."""
 
     waves: torch.Tensor
-    """complex64 (b, k, N_BINS): spectra of the parts a unit is made of."""
+    """complex64 (b, k, n_bins): spectra of the parts a unit is made of."""
     positions: torch.Tensor
     """float32 (b, N_SITE_CHANNELS, 2): um relative to the main channel of the site."""
     channel_mask: torch.Tensor
@@ -28,7 +59,7 @@ class Units:
     """(offset_um (b, 2)) -> float32 (b, N_SITE_CHANNELS, k): whitened weight of every part on every channel."""
 
     def compute_spectra(self, offset_um):
-        """Spectra on every channel with the unit moved by `offset_um` (b, 2): complex64 (b, c, N_BINS)."""
+        """Spectra on every channel with the unit moved by `offset_um` (b, 2): complex64 (b, c, n_bins)."""
         weights = self.mix(offset_um)
         return torch.complex(weights @ self.waves.real, weights @ self.waves.imag)
 

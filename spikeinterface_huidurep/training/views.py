@@ -8,12 +8,11 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..model.encoder import compress_amplitude
-from .units import N_BINS, N_FFT, ORIGIN, SAMPLING_FREQUENCY, draw_uniform
+from .units import SAMPLING_FREQUENCY, Window, draw_uniform
 
-FREQUENCIES_HZ = torch.arange(N_BINS) * (SAMPLING_FREQUENCY / N_FFT)
-N_SAMPLES, N_BEFORE, MAX_CHANNELS = 64, 24, 12
+MAX_CHANNELS = 12
 RADIUS_UM = 120.0
-PEAK_WINDOW = slice(ORIGIN - 20, ORIGIN + 28)  # where the trough of a filtered unit may lie
+PEAK_WINDOW = (-20, 28)  # samples from the origin: where the trough of a filtered unit may lie
 FAR_UM = 5e3  # further than any channel of a site
 
 
@@ -74,29 +73,30 @@ class Views:
     """A batch of spikes. Leading dimension: units."""
 
     waveforms: torch.Tensor
-    """float32 (b, 12, 64): noise SD."""
+    """float32 (b, 12, n_samples): noise SD."""
     positions: torch.Tensor
     """float32 (b, 12, 2): um relative to the centre channel."""
     channel_mask: torch.Tensor
     """bool (b, 12)."""
     clean_compressed: torch.Tensor
-    """float32 (b, 12, 64): the spike alone, compressed."""
+    """float32 (b, 12, n_samples): the spike alone, compressed."""
     aligned_compressed: torch.Tensor
-    """float32 (b, 12, 64): the same without the alignment error."""
+    """float32 (b, 12, n_samples): the same without the alignment error."""
 
 
 @dataclass
 class Scene:
     """What the views of a batch share. Leading dimension: units."""
 
+    window: Window
     groups: list
     """of Units."""
     n_units: int
     """Units a site."""
     filters: torch.Tensor
-    """float32 (b, 1, N_BINS): applied to the units."""
+    """float32 (b, 1, n_bins): applied to the units."""
     noise_shape: torch.Tensor
-    """float32 (b, 1, N_BINS): amplitude spectrum of the noise, unit SD."""
+    """float32 (b, 1, n_bins): amplitude spectrum of the noise, unit SD."""
     positions: torch.Tensor
     channel_mask: torch.Tensor
     scale: torch.Tensor
@@ -115,13 +115,13 @@ class Scene:
     """(b,): what the views of a unit may do, see `ViewConfig`."""
 
     def compute_spectra(self, offset_um):
-        """Spectra of all units moved by `offset_um` (b, 2): (b, c, N_BINS)."""
+        """Spectra of all units moved by `offset_um` (b, 2): (b, c, n_bins)."""
         sizes = [len(group.amplitudes) for group in self.groups]
         parts = [group.compute_spectra(part) for group, part in zip(self.groups, offset_um.split(sizes), strict=True)]
         return torch.cat(parts)
 
 
-def draw_filters(n_sites, config, generator):
+def draw_filters(n_sites, config, window, generator):
     """
     Random whitening filters in time and the spectrum of the noise after them.
 
@@ -130,11 +130,11 @@ def draw_filters(n_sites, config, generator):
 
     Returns
     -------
-    filters, noise_shape : torch.Tensor, float32, shape (n_sites, N_BINS)
+    filters, noise_shape : torch.Tensor, float32, shape (n_sites, n_bins)
         Amplitude responses; `noise_shape` gives noise of unit SD.
     """
     column = lambda low, high: draw_uniform((n_sites, 1), low, high, generator)  # noqa: E731
-    frequency = FREQUENCIES_HZ.clamp(min=1.0)
+    frequency = (torch.arange(window.n_bins) * (SAMPLING_FREQUENCY / window.n_fft)).clamp(min=1.0)
     low_hz, high_hz, roll_off_hz = column(200, 450), column(3500, 7000), column(400, 1500)
     band = (1 + (low_hz / frequency) ** 8) ** -0.5
     band = band * (0.5 + 0.5 * torch.cos(torch.pi * ((frequency - high_hz) / roll_off_hz).clamp(0, 1)))
@@ -147,22 +147,26 @@ def draw_filters(n_sites, config, generator):
     whitening = torch.where(is_plain, torch.zeros(1), column(0.7, 1.05))
     filters = band * torch.exp(-0.5 * whitening * raw_log_power)
     noise_shape = band * torch.exp(0.5 * (1 - whitening) * raw_log_power)
-    power = (noise_shape**2).sum(dim=1, keepdim=True) * 2 / N_FFT**2  # variance after irfft of unit complex noise
+    power = (
+        (noise_shape**2).sum(dim=1, keepdim=True) * 2 / window.n_fft**2
+    )  # variance after irfft of unit complex noise
     return filters, noise_shape / power.sqrt()
 
 
 def draw_scene(source, n_sites, n_units, config, generator):
     """Draw units and everything that their views share."""
+    window = source.window
     groups = source.draw(n_sites, n_units, generator)
     repeat = lambda values: values.repeat_interleave(n_units, dim=0)  # noqa: E731
     site = lambda low, high: draw_uniform((n_sites,), low, high, generator)  # noqa: E731
-    filters, noise_shape = (repeat(values).unsqueeze(1) for values in draw_filters(n_sites, config, generator))
+    filters, noise_shape = (repeat(values).unsqueeze(1) for values in draw_filters(n_sites, config, window, generator))
     positions = torch.cat([group.positions for group in groups])
     channel_mask = torch.cat([group.channel_mask for group in groups])
     amplitudes = torch.cat([group.amplitudes for group in groups])
 
     spectra = torch.cat([group.compute_spectra(torch.zeros(len(group.amplitudes), 2)) for group in groups])
-    waveforms = torch.fft.irfft(spectra * filters, n=N_FFT)[..., PEAK_WINDOW]
+    first, stop = (window.origin + offset for offset in PEAK_WINDOW)
+    waveforms = torch.fft.irfft(spectra * filters, n=window.n_fft)[..., first:stop]
     is_negative = repeat(torch.rand(n_sites, generator=generator) < 0.8)[:, None, None]
     strength, trough = torch.where(is_negative, -waveforms, waveforms.abs()).max(dim=-1)
     strength = strength.clamp(min=1e-6).masked_fill(~channel_mask, 0.0)
@@ -175,6 +179,7 @@ def draw_scene(source, n_sites, n_units, config, generator):
     is_bursting, is_drifting = site(0, 1) < config.bursting_probability, site(0, 1) < config.drift_probability
     is_small = site(0, 1) < config.few_channels_probability
     return Scene(
+        window=window,
         groups=groups,
         n_units=n_units,
         filters=filters,
@@ -184,7 +189,7 @@ def draw_scene(source, n_sites, n_units, config, generator):
         scale=amplitudes / peak,
         amplitudes=amplitudes,
         strength=strength / peak.unsqueeze(1),
-        trough=trough + PEAK_WINDOW.start,
+        trough=trough + first,
         centre=centre,
         drift_um=repeat(torch.where(is_drifting, site(0, 1) * config.drift_max_um, torch.tensor(config.drift_um))),
         amplitude_sd=repeat(
@@ -210,14 +215,14 @@ def draw_view(scene, config, generator):
     offset_um = torch.stack([0.2 * row(-1, 1), row(-1, 1)], dim=1) * scene.drift_um.unsqueeze(1)
     relative = torch.randn(n_total, generator=generator) * scene.amplitude_sd
     gain = scene.scale * (1 + relative).clamp(0.85, 1.15)
-    alignment = (ORIGIN - scene.trough.gather(1, centre.unsqueeze(1)).squeeze(1)).float()
+    alignment = (scene.window.origin - scene.trough.gather(1, centre.unsqueeze(1)).squeeze(1)).float()
     jitter_sd = 0.2 + 3.0 / scene.amplitudes  # noise moves the extremum of small spikes
     whole = (torch.randn(n_total, generator=generator) * jitter_sd).round().clamp(-2, 2)
     jitter = whole + row(-config.jitter, config.jitter)
 
     spectra = _gather_channels(scene.compute_spectra(offset_um) * scene.filters, channels) * gain[:, None, None]
-    clean = shift_and_crop(spectra, alignment + jitter)
-    aligned = shift_and_crop(spectra, alignment)
+    clean = shift_and_crop(spectra, alignment + jitter, scene.window)
+    aligned = shift_and_crop(spectra, alignment, scene.window)
     waveforms = clean + _draw_collisions(scene, channels, config, generator)
     waveforms = waveforms + _draw_noise(scene, positions, config, generator)
     absent = ~channel_mask.unsqueeze(-1)
@@ -236,11 +241,10 @@ def draw_pair(source, n_sites, n_units, config, generator):
     return draw_view(scene, config, generator), draw_view(scene, config, generator)
 
 
-def shift_and_crop(spectra, shift):
-    """Delay spectra (b, c, N_BINS) by `shift` (b,) samples and cut the window around ORIGIN: (b, c, N_SAMPLES)."""
-    phase = -2 * torch.pi / N_FFT * shift[:, None, None] * torch.arange(N_BINS)
-    long = torch.fft.irfft(spectra * torch.polar(torch.ones_like(phase), phase), n=N_FFT)
-    return long[..., ORIGIN - N_BEFORE : ORIGIN - N_BEFORE + N_SAMPLES]
+def shift_and_crop(spectra, shift, window):
+    """Delay spectra (b, c, n_bins) by `shift` (b,) samples and cut the window out: (b, c, n_samples)."""
+    phase = -2 * torch.pi / window.n_fft * shift[:, None, None] * torch.arange(window.n_bins)
+    return window.crop(torch.fft.irfft(spectra * torch.polar(torch.ones_like(phase), phase), n=window.n_fft))
 
 
 def _gather_channels(values, channels):
@@ -271,7 +275,7 @@ def _select_channels(scene, centre, config, generator):
 
 
 def _draw_collisions(scene, channels, config, generator):
-    """Spikes of other units of the site, before or after, some from elsewhere: (b, 12, 64)."""
+    """Spikes of other units of the site, before or after, some from elsewhere: (b, 12, n_samples)."""
     n_total = len(scene.amplitudes)
     row = lambda low, high: draw_uniform((n_total,), low, high, generator)  # noqa: E731
     offset_um = torch.stack([row(-1, 1), row(-1, 1)], dim=1) * config.collision_spread_um
@@ -282,15 +286,14 @@ def _draw_collisions(scene, channels, config, generator):
     sign = torch.where(row(0, 1) < 0.5, -1.0, 1.0)
     shift = sign * row(config.collision_min_shift, config.collision_max_shift)
     happens = (row(0, 1) < config.collision_probability).float()
-    return shift_and_crop(_gather_channels(spectra, channels), shift) * happens[:, None, None]
+    return shift_and_crop(_gather_channels(spectra, channels), shift, scene.window) * happens[:, None, None]
 
 
 def _draw_noise(scene, positions, config, generator):
-    """Noise of unit SD with the site's spectrum and a little correlation between neighbours: (b, 12, 64)."""
+    """Noise of unit SD with the site's spectrum and a little correlation between neighbours: (b, 12, n_samples)."""
     n_total, n_channels = positions.shape[:2]
-    white = torch.randn(n_total, n_channels, N_BINS, 2, generator=generator) * 0.5**0.5
-    long = torch.fft.irfft(torch.view_as_complex(white) * scene.noise_shape, n=N_FFT)
-    noise = long[..., ORIGIN - N_BEFORE : ORIGIN - N_BEFORE + N_SAMPLES]
+    white = torch.randn(n_total, n_channels, scene.window.n_bins, 2, generator=generator) * 0.5**0.5
+    noise = scene.window.crop(torch.fft.irfft(torch.view_as_complex(white) * scene.noise_shape, n=scene.window.n_fft))
     n_sites = n_total // scene.n_units
     strength = draw_uniform((n_sites, 1, 1), 0, config.noise_correlation, generator)
     strength = strength.repeat_interleave(scene.n_units, dim=0)

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from spikeinterface.preprocessing import bandpass_filter, whiten
 from spikeinterface.sorters.utils import SpikeSortingError
 
 import spikeinterface_huidurep
 from spikeinterface_huidurep.waveforms import ExtractAlignedWaveforms, Neighborhoods
 
+from ..unit.test_paper_encoder import make_authors_state
 from .conftest import compute_accuracies, make_ground_truth, replace_traces
 
 
@@ -86,8 +88,21 @@ def test_weights_file(sort, tmp_path, tetrode, tetrode_sorting):
     used = (tmp_path / "out0/sorter_output/parameters_used.json").read_text()
     assert hashlib.sha256(copy.read_bytes()).hexdigest()[:8] in used
     copy.write_bytes(b"not weights")
-    with pytest.raises(SpikeSortingError, match="other.safetensors"):
+    with pytest.raises(ValueError, match="other.safetensors is not a complete safetensors file"):
         sort(tetrode[0], weights=str(copy))
+    assert not (tmp_path / "out1/sorter_output/huidurep.log").exists()  # before anything is done
+
+
+def test_file_of_the_authors(sort, tmp_path, tetrode):
+    """The whole way with a network in the paper's layout: other window, other channels. Its weights are random."""
+    path = tmp_path / "HuiduRep.pt"
+    torch.save(make_authors_state(num_layers=2), path)
+    sorting = sort(tetrode[0], weights=str(path))
+    folder = tmp_path / "out0/sorter_output"
+    embeddings, peaks = (np.load(folder / f"clustered_{name}.npy") for name in ("embeddings", "peaks"))
+    assert embeddings.shape == (len(peaks), 32) and np.isfinite(embeddings).all()
+    assert np.sum(compute_accuracies(tetrode[1], sorting) >= 0.8) >= 1
+    assert hashlib.sha256(path.read_bytes()).hexdigest()[:8] in (folder / "parameters_used.json").read_text()
 
 
 def test_number_of_jobs_does_not_matter(sort, tetrode, tetrode_sorting):

@@ -11,12 +11,13 @@ torch = pytest.importorskip("torch")
 
 from spikeinterface_huidurep.model import load_encoder  # noqa: E402
 from spikeinterface_huidurep.model.encoder import EncoderConfig, SpikeEncoder  # noqa: E402
+from spikeinterface_huidurep.model.paper_encoder import PaperConfig  # noqa: E402
 from spikeinterface_huidurep.training.calibration import calibrate_encoder, compute_inverse_root  # noqa: E402
 from spikeinterface_huidurep.training.config import TrainConfig, load_config  # noqa: E402
 from spikeinterface_huidurep.training.data import make_source  # noqa: E402
 from spikeinterface_huidurep.training.real import RealSource  # noqa: E402
 from spikeinterface_huidurep.training.train import Trainer, main  # noqa: E402
-from spikeinterface_huidurep.training.units import ORIGIN  # noqa: E402
+from spikeinterface_huidurep.training.units import DEFAULT_WINDOW  # noqa: E402
 from spikeinterface_huidurep.training.validation import score_features  # noqa: E402
 from spikeinterface_huidurep.training.views import ViewConfig, draw_pair, make_static  # noqa: E402
 
@@ -33,6 +34,7 @@ TINY = TrainConfig(
     validate_every=0,
     validation_sites=1,
     validation_spikes=12,
+    calibration_batches=4,
     num_threads=1,
 )
 TINY_ENCODER = EncoderConfig(width=16, n_layers=1, feed_forward=16, n_heads=2)
@@ -47,14 +49,18 @@ def restore_threads():
     torch.set_num_threads(n_threads)
 
 
-def make_trainer(folder, **changes):
-    return Trainer(replace(TINY, **changes), ViewConfig(), TINY_ENCODER, folder, card={"command": "test"})
+TINY_PAPER = PaperConfig(num_layers=2, width=8, n_heads=2, feed_forward=8, n_samples=32, n_before=12)
 
 
-def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
-    whole = make_trainer(tmp_path / "whole").run(progress=False)
-    make_trainer(tmp_path / "halves").run(n_steps=3, progress=False)
-    second = make_trainer(tmp_path / "halves")
+def make_trainer(folder, encoder=TINY_ENCODER, **changes):
+    return Trainer(replace(TINY, **changes), ViewConfig(), encoder, folder, card={"command": "test"})
+
+
+@pytest.mark.parametrize("encoder", [TINY_ENCODER, TINY_PAPER], ids=["channels", "paper"])
+def test_resumed_run_equals_an_uninterrupted_one(encoder, tmp_path):
+    whole = make_trainer(tmp_path / "whole", encoder).run(progress=False)
+    make_trainer(tmp_path / "halves", encoder).run(n_steps=3, progress=False)
+    second = make_trainer(tmp_path / "halves", encoder)
     second.resume()
     assert second.step == 3
     halves = second.run(progress=False)
@@ -62,6 +68,7 @@ def test_resumed_run_equals_an_uninterrupted_one(tmp_path):
         load_encoder(whole).state_dict().values(), load_encoder(halves).state_dict().values(), strict=True
     ):
         assert torch.equal(first_value, second_value)
+    assert load_encoder(whole).config == encoder
     with open(tmp_path / "halves" / "log.csv") as file:
         steps = [int(row["step"]) for row in csv.DictReader(file)]
     assert steps == [2, 3, 4, 6]
@@ -91,18 +98,26 @@ def test_training_lowers_the_loss(tmp_path):
     assert trainer.rows[-1]["embedding_sd"] > 0.01
 
 
-@pytest.mark.parametrize("name", ["smoke", "v1"])
-def test_shipped_configs_load(name):
+@pytest.mark.parametrize(
+    "name, layout, n_samples", [("smoke", "channels", 64), ("v1", "channels", 64), ("paper", "paper", 121)]
+)
+def test_shipped_configs_load(name, layout, n_samples):
     train_config, _, encoder_config = load_config(name)
-    assert train_config.n_steps > 0 and encoder_config.n_samples == 64
+    assert train_config.n_steps > 0 and encoder_config.layout == layout and encoder_config.n_samples == n_samples
 
 
 def test_wrong_configs_are_named(tmp_path):
-    with pytest.raises(ValueError, match="smoke, v1"):
+    with pytest.raises(ValueError, match="paper, smoke, v1"):
         load_config("v9")
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nsteps = 3\n")
     with pytest.raises(ValueError, match="unknown fields in .train.: steps"):
+        load_config(str(path))
+    path.write_text('[encoder]\nlayout = "paper"\nn_layers = 4\n')
+    with pytest.raises(ValueError, match="unknown fields in .encoder.: n_layers"):
+        load_config(str(path))
+    path.write_text('[encoder]\nlayout = "convolutional"\n')
+    with pytest.raises(ValueError, match="no encoder layout 'convolutional', wanted 'channels' or 'paper'"):
         load_config(str(path))
     path.write_text("[optimiser]\nsteps = 3\n")
     with pytest.raises(ValueError, match="unknown table"):
@@ -143,7 +158,7 @@ def test_real_source_from_a_made_up_file(tmp_path):
     spectra = units.compute_spectra(torch.zeros(40, 2))
     assert spectra.shape == (40, 24, 65) and units.positions.shape == (40, 24, 2)
     long = torch.fft.irfft(spectra, n=128)
-    assert (long[:, 7].argmin(dim=1) == ORIGIN).all() and (long[:, 14:] == 0).all()
+    assert (long[:, 7].argmin(dim=1) == DEFAULT_WINDOW.origin).all() and (long[:, 14:] == 0).all()
     assert units.channel_mask[:, :14].all() and not units.channel_mask[:, 14:].any()
     # far away from the probe nothing is left
     assert units.compute_spectra(torch.full((40, 2), 2000.0)).abs().max() < 1e-3 * spectra.abs().max()

@@ -13,7 +13,7 @@ from spikeinterface_huidurep.training.probes import (  # noqa: E402
     draw_probe,
     draw_site,
 )
-from spikeinterface_huidurep.training.units import N_BINS, N_FFT, ORIGIN  # noqa: E402
+from spikeinterface_huidurep.training.units import DEFAULT_WINDOW, Window  # noqa: E402
 from spikeinterface_huidurep.training.views import (  # noqa: E402
     ViewConfig,
     _draw_noise,
@@ -92,8 +92,8 @@ def test_noise_has_unit_sd_and_stays_in_the_band(source):
     scene = draw_scene(source, 8, 16, config, make_generator())
     noise = _draw_noise(scene, torch.zeros(128, 12, 2), config, make_generator(1))
     assert noise.std().item() == pytest.approx(1, abs=0.03)
-    filters, noise_shape = draw_filters(50, config, make_generator())
-    assert filters.shape == noise_shape.shape == (50, N_BINS)
+    filters, noise_shape = draw_filters(50, config, DEFAULT_WINDOW, make_generator())
+    assert filters.shape == noise_shape.shape == (50, DEFAULT_WINDOW.n_bins)
     assert (filters[:, 0] == 0).all() and filters[:, -10:].abs().max() < 1e-6
 
 
@@ -104,14 +104,16 @@ def test_view_without_collisions_is_clean_plus_noise(source):
     assert residual[view.channel_mask].std().item() == pytest.approx(1, abs=0.05)
 
 
-def test_shift_and_crop_equals_a_roll():
-    long = torch.randn(2, 3, N_FFT, generator=make_generator())
+@pytest.mark.parametrize("window", [DEFAULT_WINDOW, Window(n_samples=121, n_before=42)])
+def test_shift_and_crop_equals_a_roll(window):
+    long = torch.randn(2, 3, window.n_fft, generator=make_generator())
     spectra = torch.fft.rfft(long)
     spectra[..., -1] = 0  # the Nyquist bin has no defined phase
-    long = torch.fft.irfft(spectra, n=N_FFT)
-    found = shift_and_crop(spectra, torch.tensor([0.0, 5.0]))
-    torch.testing.assert_close(found[0], long[0, :, ORIGIN - 24 : ORIGIN + 40], atol=1e-5, rtol=0)
-    torch.testing.assert_close(found[1], long[1, :, ORIGIN - 29 : ORIGIN + 35], atol=1e-5, rtol=0)
+    long = torch.fft.irfft(spectra, n=window.n_fft)
+    found = shift_and_crop(spectra, torch.tensor([0.0, 5.0]), window)
+    start = window.origin - window.n_before
+    torch.testing.assert_close(found[0], long[0, :, start : start + window.n_samples], atol=1e-5, rtol=0)
+    torch.testing.assert_close(found[1], long[1, :, start - 5 : start - 5 + window.n_samples], atol=1e-5, rtol=0)
 
 
 def test_whitening_whitens():
