@@ -17,7 +17,7 @@ from spikeinterface_huidurep.training.config import TrainConfig, load_config  # 
 from spikeinterface_huidurep.training.data import make_source  # noqa: E402
 from spikeinterface_huidurep.training.real import RealSource  # noqa: E402
 from spikeinterface_huidurep.training.train import Trainer, main  # noqa: E402
-from spikeinterface_huidurep.training.units import DEFAULT_WINDOW  # noqa: E402
+from spikeinterface_huidurep.training.units import DEFAULT_WINDOW, Window  # noqa: E402
 from spikeinterface_huidurep.training.validation import score_features  # noqa: E402
 from spikeinterface_huidurep.training.views import ViewConfig, draw_pair, make_static  # noqa: E402
 
@@ -140,7 +140,8 @@ def test_scores_of_separated_and_mixed_units():
     assert abs(adjusted_rand) < 0.1 and accuracy < 0.6
 
 
-def test_real_source_from_a_made_up_file(tmp_path):
+@pytest.mark.parametrize("window", [DEFAULT_WINDOW, Window(n_samples=121, n_before=42)])
+def test_real_source_from_a_made_up_file(window, tmp_path):
     """The reader of real mean waveforms, on a file of the same layout."""
     rng = np.random.default_rng(0)
     n_units = 40
@@ -152,13 +153,13 @@ def test_real_source_from_a_made_up_file(tmp_path):
     path = tmp_path / "brody.npz"
     peak, electrode = np.full(n_units, 7), np.full(n_units, 101.0)
     np.savez(path, templates=waveforms, peak_channel=peak, electrode=electrode)
-    source = RealSource(path, seed=0)
+    source = RealSource(path, seed=0, window=window)
     assert [len(group[0]) for group in source.groups] == [36]  # every tenth is held out
     units = source.draw(2, 20, torch.Generator().manual_seed(0))
     spectra = units.compute_spectra(torch.zeros(40, 2))
-    assert spectra.shape == (40, 24, 65) and units.positions.shape == (40, 24, 2)
-    long = torch.fft.irfft(spectra, n=128)
-    assert (long[:, 7].argmin(dim=1) == DEFAULT_WINDOW.origin).all() and (long[:, 14:] == 0).all()
+    assert spectra.shape == (40, 24, window.n_bins) and units.positions.shape == (40, 24, 2)
+    long = torch.fft.irfft(spectra, n=window.n_fft)
+    assert (long[:, 7].argmin(dim=1) == window.origin).all() and (long[:, 14:] == 0).all()
     assert units.channel_mask[:, :14].all() and not units.channel_mask[:, 14:].any()
     # far away from the probe nothing is left
     assert units.compute_spectra(torch.full((40, 2), 2000.0)).abs().max() < 1e-3 * spectra.abs().max()

@@ -104,6 +104,15 @@ def test_view_without_collisions_is_clean_plus_noise(source):
     assert residual[view.channel_mask].std().item() == pytest.approx(1, abs=0.05)
 
 
+def test_views_in_a_longer_window():
+    long_source = make_source(None, n_sites=20, fraction_real=0.0, seed=0, window=Window(n_samples=121, n_before=42))
+    view, _ = draw_pair(long_source, 4, 8, ViewConfig(**STILL), make_generator())
+    assert view.waveforms.shape == view.clean_compressed.shape == view.aligned_compressed.shape == (32, 12, 121)
+    trough = view.aligned_compressed[:, 0].abs().argmax(dim=1)
+    assert (trough == 42).float().mean() > 0.9  # a unit centred on its second largest peak may have another
+    assert view.clean_compressed[:, 0, -5:].abs().max() < 0.2 * view.clean_compressed.abs().max()  # nothing comes round
+
+
 @pytest.mark.parametrize("window", [DEFAULT_WINDOW, Window(n_samples=121, n_before=42)])
 def test_shift_and_crop_equals_a_roll(window):
     long = torch.randn(2, 3, window.n_fft, generator=make_generator())
