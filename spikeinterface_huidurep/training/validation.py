@@ -4,10 +4,12 @@ import warnings
 
 import numpy as np
 import torch
+from sklearn.decomposition import PCA
 
 from .views import draw_scene, draw_view, make_static
 
 N_COMPONENTS = 10  # dimensions handed to the mixture, of embedding and waveforms alike
+N_PRINCIPAL = 32  # components of the waveforms that the embedding is compared with
 N_NEIGHBOURS = 15
 
 
@@ -27,41 +29,56 @@ def draw_static_spikes(source, n_sites, n_units, n_spikes, config, generator):
     return spikes, np.repeat(np.arange(n_sites), n_units), np.tile(np.arange(n_units), n_sites)
 
 
-def score_features(features, labels, seed=0):
+def score_mixture(features, labels, n_dims=N_COMPONENTS, seed=0):
     """
-    Separate one site's spikes with the number of units known.
+    Separate one site's spikes by a Gaussian mixture with the number of units known.
 
     Parameters
     ----------
     features : np.ndarray, shape (n_spikes, n_features)
     labels : np.ndarray, int, shape (n_spikes,)
+    n_dims : int, default: 10
+        Principal components of the features handed to the mixture.
     seed : int, default: 0
 
     Returns
     -------
     adjusted_rand : float
-        Of a Gaussian mixture with full covariance on the first principal components.
-    neighbour_accuracy : float
-        Of 15-nearest-neighbour classification, 5-fold.
+        Of a mixture with full covariance.
     """
-    from sklearn.decomposition import PCA
     from sklearn.exceptions import ConvergenceWarning
     from sklearn.metrics import adjusted_rand_score
     from sklearn.mixture import GaussianMixture
-    from sklearn.model_selection import cross_val_score
+    from threadpoolctl import threadpool_limits
+
+    features = PCA(min(n_dims, *features.shape), random_state=seed).fit_transform(features)
+    features = features / features[:, 0].std()
+    mixture = GaussianMixture(len(np.unique(labels)), n_init=2, reg_covar=1e-5, random_state=seed)
+    with warnings.catch_warnings(), threadpool_limits(1):  # small problems: threads only cost
+        warnings.simplefilter("ignore", ConvergenceWarning)
+        return adjusted_rand_score(labels, mixture.fit_predict(features))
+
+
+def score_neighbours(features, labels):
+    """
+    Accuracy of 15-nearest-neighbour classification, 5-fold with shuffled spikes.
+
+    Parameters
+    ----------
+    features : np.ndarray, shape (n_spikes, n_features)
+    labels : np.ndarray, int, shape (n_spikes,)
+
+    Returns
+    -------
+    accuracy : float
+    """
+    from sklearn.model_selection import StratifiedKFold, cross_val_score
     from sklearn.neighbors import KNeighborsClassifier
     from threadpoolctl import threadpool_limits
 
-    n_components = min(N_COMPONENTS, *features.shape)
-    features = PCA(n_components, random_state=seed).fit_transform(features)
-    features = features / features[:, 0].std()
-    mixture = GaussianMixture(len(np.unique(labels)), n_init=2, reg_covar=1e-5, random_state=seed)
-    neighbours = KNeighborsClassifier(N_NEIGHBOURS)
-    with warnings.catch_warnings(), threadpool_limits(1):  # small problems: threads only cost
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        found = mixture.fit_predict(features)
-        accuracy = cross_val_score(neighbours, features, labels, cv=5).mean()
-    return adjusted_rand_score(labels, found), accuracy
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    with threadpool_limits(1):
+        return cross_val_score(KNeighborsClassifier(N_NEIGHBOURS), features, labels, cv=folds).mean()
 
 
 def validate_encoder(encoder, spikes, site, unit, with_pca=True):
@@ -87,6 +104,8 @@ def validate_encoder(encoder, spikes, site, unit, with_pca=True):
         for index in np.unique(site):
             chosen = values[site == index]
             labels = np.repeat(unit[site == index], chosen.shape[1])
-            results.append(score_features(chosen.reshape(len(labels), -1), labels))
+            features = chosen.reshape(len(labels), -1)
+            features = PCA(min(N_PRINCIPAL, *features.shape), random_state=0).fit_transform(features)
+            results.append((score_mixture(features, labels), score_neighbours(features, labels)))
         scores[f"{name}_ari"], scores[f"{name}_neighbours"] = np.mean(results, axis=0).tolist()
     return scores

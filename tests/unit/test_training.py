@@ -18,7 +18,7 @@ from spikeinterface_huidurep.training.data import make_source  # noqa: E402
 from spikeinterface_huidurep.training.real import RealSource  # noqa: E402
 from spikeinterface_huidurep.training.train import Trainer, main  # noqa: E402
 from spikeinterface_huidurep.training.units import DEFAULT_WINDOW, Window  # noqa: E402
-from spikeinterface_huidurep.training.validation import score_features  # noqa: E402
+from spikeinterface_huidurep.training.validation import score_mixture, score_neighbours  # noqa: E402
 from spikeinterface_huidurep.training.views import ViewConfig, draw_pair, make_static  # noqa: E402
 
 TINY = TrainConfig(
@@ -135,9 +135,10 @@ def test_scores_of_separated_and_mixed_units():
     rng = np.random.default_rng(0)
     labels = np.repeat(np.arange(3), 40)
     centres = 20 * rng.normal(size=(3, 5))
-    assert score_features(centres[labels] + rng.normal(size=(120, 5)), labels) == (1.0, 1.0)
-    adjusted_rand, accuracy = score_features(rng.normal(size=(120, 5)), labels)
-    assert abs(adjusted_rand) < 0.1 and accuracy < 0.6
+    separated = centres[labels] + rng.normal(size=(120, 5))
+    assert score_mixture(separated, labels) == 1.0 and score_neighbours(separated, labels) == 1.0
+    mixed = rng.normal(size=(120, 5))
+    assert abs(score_mixture(mixed, labels)) < 0.1 and score_neighbours(mixed, labels) < 0.6
 
 
 @pytest.mark.parametrize("window", [DEFAULT_WINDOW, Window(n_samples=121, n_before=42)])
