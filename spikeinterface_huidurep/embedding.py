@@ -2,10 +2,13 @@
 
 import logging
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
 logger = logging.getLogger(__name__)
+
+CPU_BATCH_SIZE = 128  # spikes of a forward pass on a CPU: their tokens fit in the cache of a core
 
 
 def embed_waveforms(waveforms, positions, channel_mask, encoder, *, batch_size=1024, torch_device="cpu"):
@@ -23,7 +26,7 @@ def embed_waveforms(waveforms, positions, channel_mask, encoder, *, batch_size=1
     encoder : SpikeEncoder | PaperEncoder
         See `model.weights.load_encoder`.
     batch_size : int, default: 1024
-        Spikes a forward pass. Halved on out-of-memory.
+        Spikes a forward pass, at most 128 of them on a CPU. Halved on out-of-memory.
     torch_device : "auto" | "cpu" | "cuda" | "cuda:<i>" | "mps", default: "cpu"
 
     Returns
@@ -130,33 +133,66 @@ def _check_inputs(waveforms, positions, channel_mask, encoder):
 
 
 def _run_batches(run_batch, waveforms, positions, channel_mask, encoder, batch_size, torch_device):
-    """Call `run_batch` on spikes in the order of their number of channels, so that little padding is computed."""
+    """
+    Call `run_batch` on spikes in the order of their number of channels, so that little padding is computed.
+
+    On a CPU every thread of torch takes batches of its own: the matrices of one spike are too small to be shared.
+    """
     import torch
 
     if batch_size < 1:
         raise ValueError(f"batch_size must be >= 1, got {batch_size}")
     device = resolve_torch_device(torch_device)
+    arrays = (waveforms, positions, channel_mask)
+    n_workers = 1
+    if device.type == "cpu":
+        batch_size = min(batch_size, CPU_BATCH_SIZE)
+        n_workers = max(1, min(torch.get_num_threads(), len(waveforms) // batch_size))
     # channels in use, up to the last existing one: masked channels before it stay masked
     n_channels = np.where(channel_mask, np.arange(1, channel_mask.shape[1] + 1), 1).max(axis=1, initial=1)
     order = np.argsort(n_channels, kind="stable")
     was_training, home = encoder.training, next(encoder.parameters()).device
     encoder.eval().to(device)
-    first = 0
+
+    def run_share(share):
+        _run_in_order(run_batch, arrays, n_channels, share, encoder, batch_size, device)
+
     try:
-        with torch.inference_mode():
-            while first < len(order):
-                indices = order[first : first + batch_size]
-                n_used = min(int(n_channels[indices[-1]]), channel_mask.shape[1])
-                try:
-                    arrays = (waveforms, positions, channel_mask)
-                    inputs = [_to_tensor(array[indices, :n_used], device) for array in arrays]
-                    run_batch(encoder, inputs, indices, n_used)
-                    first += len(indices)
-                except torch.OutOfMemoryError:
-                    device, batch_size = _reduce_memory(device, len(indices))
-                    encoder.to(device)
+        if n_workers == 1:
+            run_share(order)
+        else:
+            _run_threads(run_share, [order[first::n_workers] for first in range(n_workers)])
     finally:
         encoder.to(home).train(was_training)
+
+
+def _run_threads(function, shares):
+    """Call `function` on every share in a thread of its own, each with one thread of torch."""
+    import torch
+
+    n_threads = torch.get_num_threads()
+    try:
+        with ThreadPoolExecutor(len(shares), initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            list(pool.map(function, shares))
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def _run_in_order(run_batch, arrays, n_channels, order, encoder, batch_size, device):
+    """Call `run_batch` on batches of the spikes `order`, smaller ones where the memory does not suffice."""
+    import torch
+
+    first = 0
+    with torch.inference_mode():
+        while first < len(order):
+            indices = order[first : first + batch_size]
+            n_used = min(int(n_channels[indices[-1]]), arrays[0].shape[1])
+            try:
+                run_batch(encoder, [_to_tensor(array[indices, :n_used], device) for array in arrays], indices, n_used)
+                first += len(indices)
+            except torch.OutOfMemoryError:
+                device, batch_size = _reduce_memory(device, len(indices))
+                encoder.to(device)
 
 
 def _reduce_memory(device, batch_size):

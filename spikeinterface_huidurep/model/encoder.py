@@ -104,7 +104,7 @@ class ConvStem(nn.Module):
         self.project = nn.Linear(n_positions * config.stem_filters, config.width)
 
     def forward(self, waveforms):
-        windows = waveforms.unfold(-1, self.kernel, self.stride)  # (b, c, positions, kernel)
+        windows = waveforms.unfold(-1, self.kernel, self.stride).contiguous()  # (b, c, positions, kernel)
         return self.project(F.gelu(self.filters(windows)).flatten(-2))
 
 
@@ -150,7 +150,8 @@ class BilinearPool(nn.Module):
 
     def forward(self, waveforms, position_features):
         weights = self.position_output(F.gelu(self.position_hidden(position_features)))
-        return (weights.transpose(1, 2) @ self.waveform(waveforms)).flatten(1)
+        # a batched product of so small matrices is a loop over spikes on some builds of torch
+        return (weights.unsqueeze(-1) * self.waveform(waveforms).unsqueeze(-2)).sum(dim=1).flatten(1)
 
 
 class TransformerLayer(nn.Module):
@@ -173,7 +174,7 @@ class TransformerLayer(nn.Module):
     def forward(self, tokens, attention_mask=None, n_queries=None):
         normed = self.norm_attention(tokens)
         tokens = tokens[:, :n_queries]
-        query = self._split_heads(self.query(normed[:, :n_queries]))
+        query = self._split_heads(self.query(normed[:, :n_queries].contiguous()))
         key, value = (self._split_heads(part) for part in self.key_value(normed).chunk(2, dim=-1))
         attended = F.scaled_dot_product_attention(query, key, value, attn_mask=attention_mask)
         tokens = tokens + self.output(attended.transpose(1, 2).flatten(-2))
