@@ -264,7 +264,8 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
     command = f"python -m spikeinterface_huidurep.training.train --config {options.config} --out FOLDER"
-    card = dict(command=command + (" --data DIR" if options.data else ""), commit=find_commit(), config=options.config)
+    command += (" --data DIR" if options.data else "") + (" --resume" if options.resume else "")
+    card = dict(command=command, commit=find_commit(), config=options.config)
     trainer = Trainer(*load_config(options.config), options.out, options.data, card)
     if options.resume:
         trainer.resume()
