@@ -23,6 +23,7 @@ figure of them.
 
 import argparse
 import copy
+import functools
 import json
 import tempfile
 import time
@@ -108,9 +109,19 @@ def choose_spikes(sorting, margin, n_samples, max_spikes, seed):
     return spikes[np.sort(np.concatenate(chosen))]
 
 
-def extract_groups(recording, sorting, params, max_spikes, max_groups):
+def extract_groups(recording, sorting, params, max_spikes, max_groups, window):
     """
     Preprocess a recording and cut out the spikes of every group.
+
+    Parameters
+    ----------
+    recording, sorting : BaseRecording, BaseSorting
+    params : SorterParams
+    max_spikes : int
+        Of a unit.
+    max_groups : int
+    window : dict
+        n_samples and n_before of the waveforms.
 
     Returns
     -------
@@ -140,7 +151,7 @@ def extract_groups(recording, sorting, params, max_spikes, max_groups):
             groups.append(
                 Group(
                     centre,
-                    _cut_around(traces, of_group, main_channels, centre, neighborhoods, folder, job_kwargs),
+                    _cut_around(traces, of_group, main_channels, centre, neighborhoods, folder, job_kwargs, window),
                     units,
                     main_channels[units] == centre,
                     neighborhoods.positions_um[centre],
@@ -150,7 +161,7 @@ def extract_groups(recording, sorting, params, max_spikes, max_groups):
     return groups
 
 
-def _cut_around(traces, spikes, main_channels, centre, neighborhoods, folder, job_kwargs):
+def _cut_around(traces, spikes, main_channels, centre, neighborhoods, folder, job_kwargs, window):
     """Waveforms of spikes aligned on the main channel of their unit, cut around the centre channel."""
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
     peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
@@ -160,7 +171,8 @@ def _cut_around(traces, spikes, main_channels, centre, neighborhoods, folder, jo
         np.broadcast_to(values[centre], values.shape)
         for values in (neighborhoods.channel_indices, neighborhoods.channel_mask)
     )
-    return np.array(extract_waveforms(traces, peaks, around_centre, "neg", folder / f"group_{centre}", job_kwargs))
+    folder = folder / f"group_{centre}"
+    return np.array(extract_waveforms(traces, peaks, around_centre, "neg", folder, job_kwargs, **window))
 
 
 def score_groups(groups, compute_features, n_dims):
@@ -191,8 +203,8 @@ def make_pca(n_components):
     return compute_features
 
 
-def make_denoisers(encoders):
-    """The encoders' decoders and the filters they are compared with: dict of name -> function of a group."""
+def make_denoisers():
+    """Filters to compare the encoders' decoders with: dict of name -> function of a group."""
 
     def project(group, n_components):
         flat = group.waveforms.reshape(len(group.units), -1).astype("float32")
@@ -204,8 +216,6 @@ def make_denoisers(encoders):
         denoisers[f"pca {n_components}"] = lambda group, n=n_components: project(group, n)
     for sd in GAUSSIAN_SDS:
         denoisers[f"gaussian {sd:g}"] = lambda group, sd=sd: gaussian_filter1d(group.waveforms.astype("float32"), sd)
-    for name, encoder in encoders.items():
-        denoisers[name] = lambda group, encoder=encoder: group.run(denoise_waveforms, encoder)
     return denoisers
 
 
@@ -264,27 +274,34 @@ def run_case(arguments, case, encoders):
     folder = Path(arguments.sets) / case
     params = SorterParams.from_dict(dict(json.loads(arguments.params), job_kwargs=dict(n_jobs=1, chunk_duration="1s")))
     recording, sorting = sc.load(folder / "recording"), sc.load(folder / "sorting")
-    groups = extract_groups(recording, sorting, params, arguments.max_spikes, arguments.max_groups)
+
+    @functools.cache
+    def cut(n_samples, n_before):
+        window = dict(n_samples=n_samples, n_before=n_before)
+        return extract_groups(recording, sorting, params, arguments.max_spikes, arguments.max_groups, window)
+
+    groups = cut(N_SAMPLES, N_BEFORE)
     result.update(n_groups=len(groups), n_units=[len(np.unique(group.units)) for group in groups])
     for size in sizes:
         result["features"][f"pca {size}{suffix}"] = score_groups(groups, make_pca(size), size)
+    is_static = "drift" not in case  # else the mean of a unit's spikes is not their true waveform
+    for name, denoise in make_denoisers().items() if is_static and sizes else ():
+        result["denoisers"][name + suffix] = score_denoiser(groups, denoise)
     for name, encoder in encoders.items():
+        groups = cut(encoder.config.n_samples, encoder.config.n_before)
         scores = score_groups(groups, lambda group, encoder=encoder: group.run(embed_waveforms, encoder), N_COMPONENTS)
-        speed = measure_speed(groups, encoder)
-        result["features"][name + suffix] = dict(scores, spikes_per_core_second=speed)
-    if "drift" not in case:  # there the mean of a unit's spikes is not their true waveform
-        for name, denoise in make_denoisers(encoders).items():
-            if arguments.again or name + suffix not in result["denoisers"]:
-                result["denoisers"][name + suffix] = score_denoiser(groups, denoise)
+        result["features"][name + suffix] = dict(scores, spikes_per_core_second=measure_speed(groups, encoder))
+        if is_static:
+            decibels = score_denoiser(groups, lambda group, encoder=encoder: group.run(denoise_waveforms, encoder))
+            result["denoisers"][name + suffix] = decibels
     path.write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
 
 
-def load_encoders(arguments):
-    """Encoders by name: the shipped one, or those of --weights."""
-    named = dict(item.split("=", 1) for item in arguments.weights)
-    return {name: load_encoder(path) for name, path in named.items()} or {
-        weights_version().split("-")[0]: load_encoder()
-    }
+def load_encoders(weights):
+    """Encoders by name from NAME=PATH strings; the shipped one if there are none."""
+    if not weights:
+        return {weights_version().split("-")[0]: load_encoder()}
+    return {name: load_encoder(path) for name, path in (item.split("=", 1) for item in weights)}
 
 
 def make_parser():
@@ -304,7 +321,7 @@ def make_parser():
 
 if __name__ == "__main__":
     arguments = make_parser().parse_args()
-    encoders = load_encoders(arguments)
+    encoders = load_encoders(arguments.weights)
     for case in arguments.cases:
         run_case(arguments, case, encoders)
         print(case, flush=True)

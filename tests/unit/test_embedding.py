@@ -1,5 +1,10 @@
 """Batched inference: the result depends on nothing but the spike."""
 
+import re
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -39,6 +44,50 @@ def test_batch_size_does_not_matter(encoder, spikes, batch_size):
     found = denoise_waveforms(*spikes, encoder, batch_size=batch_size)
     np.testing.assert_allclose(found, denoised.numpy(), atol=1e-3, rtol=1e-3)
     assert (found[~spikes[2]] == 0).all()
+
+
+def test_number_of_threads_does_not_matter(encoder, spikes):
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = embed_waveforms(*spikes, encoder, batch_size=5)
+        torch.set_num_threads(3)
+        three = embed_waveforms(*spikes, encoder, batch_size=5)
+        again = embed_waveforms(*spikes, encoder, batch_size=5)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(n_threads)
+    np.testing.assert_allclose(three, one, atol=1e-5)
+    assert np.array_equal(three, again)
+
+
+def test_error_in_a_thread_is_raised(encoder, spikes):
+    failing = FailingEncoder(encoder.config)
+    failing.limit = 0
+    n_threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with pytest.raises(MemoryError, match="single spike"):
+            embed_waveforms(*spikes, failing, batch_size=5)
+    finally:
+        torch.set_num_threads(n_threads)
+
+
+def test_documented_example():
+    text = (Path(__file__).parents[2] / "docs" / "encoder.md").read_text(encoding="utf8")
+    names = {}
+    exec(re.search(r"```python\n(.*?)```", text, re.DOTALL)[1], names)
+    assert names["embeddings"].shape == (1000, 32) and names["denoised"].shape == (1000, 4, 64)
+    before, after = (np.square(names[name] - names["trough"]).mean() for name in ("waveforms", "denoised"))
+    assert after < before
+
+
+def test_public_names_import_no_torch():
+    code = (
+        "import sys; from spikeinterface_huidurep import denoise_waveforms, embed_waveforms, load_encoder; "
+        "sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 @pytest.mark.parametrize("n_spikes", [0, 1])

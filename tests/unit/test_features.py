@@ -1,14 +1,18 @@
 """Features: the embedding in blocks, or principal components of each channel."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spikeinterface_huidurep.features as features_module
 from spikeinterface_huidurep.embedding import embed_waveforms
 from spikeinterface_huidurep.features import N_COMPONENTS, compute_features
-from spikeinterface_huidurep.model.weights import load_encoder
+from spikeinterface_huidurep.model.encoder import EncoderConfig, SpikeEncoder
+from spikeinterface_huidurep.model.weights import load_encoder, save_encoder
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.waveforms import N_SAMPLES, Neighborhoods
 
@@ -35,6 +39,23 @@ def test_embedding_is_that_of_the_encoder_whatever_the_blocks(monkeypatch):
         found = compute_features(waveforms, channels, NEIGHBORHOODS, params)
         assert found.dtype == np.float32
         np.testing.assert_allclose(found, wanted, atol=1e-4)
+
+
+def test_memory_of_embedding_is_the_result_and_a_block(tmp_path):
+    """A million spikes must stay far below 1 GB: measured on fewer, with a small encoder, beyond the result itself."""
+    torch.manual_seed(0)
+    config = EncoderConfig(width=8, n_layers=1, n_heads=1, feed_forward=8)
+    weights = save_encoder(SpikeEncoder(config), tmp_path / "small.safetensors", {})
+    n_spikes = 40_000
+    shape = (n_spikes, 3, N_SAMPLES)
+    waveforms = np.lib.format.open_memmap(tmp_path / "waveforms.npy", mode="w+", dtype="float16", shape=shape)
+    channels = np.zeros(n_spikes, dtype=int)
+    params = SorterParams(torch_device="cpu", weights=str(weights))
+    tracemalloc.start()
+    features = compute_features(waveforms, channels, NEIGHBORHOODS, params)
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes - features.nbytes < 20e6  # all waveforms as float32: 31 MB
 
 
 def test_embedding_of_no_spikes():
