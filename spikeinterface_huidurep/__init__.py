@@ -17,6 +17,7 @@ _HOME_OF = {
     "TemporalWhitenRecording": "whitening",
     "denoise_waveforms": "embedding",
     "embed_waveforms": "embedding",
+    "finetune_encoder": "training.finetune",
     "load_encoder": "model.weights",
     "register": "registration",
     "temporal_whiten": "whitening",

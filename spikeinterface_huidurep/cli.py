@@ -27,12 +27,12 @@ def main(argv=None):
         0 if all went well.
     """
     argv = sys.argv[1:] if argv is None else list(argv)
-    if argv[:1] == ["train"]:  # it has its own options, --help included
-        from spikeinterface_huidurep.training.train import main as train_main
-
-        return train_main(argv[1:]) or 0
-    arguments = make_parser().parse_args(argv)
     try:
+        if argv[:1] == ["train"]:  # it has its own options, --help included
+            from spikeinterface_huidurep.training.train import main as train_main
+
+            return train_main(argv[1:]) or 0
+        arguments = make_parser().parse_args(argv)
         return arguments.run(arguments)
     except (ValueError, OSError) as error:
         sys.stderr.write(f"huidurep: {error}\n")
@@ -67,7 +67,7 @@ def make_parser():
     )
     sort.set_defaults(run=run_sort_command)
 
-    commands.add_parser("train", help="train an encoder (huidurep train --help)")
+    commands.add_parser("train", help="train an encoder, or fine-tune it on a recording (huidurep train --help)")
 
     check = commands.add_parser("check", help="show registration, hook files, torch, device and weights")
     check.set_defaults(run=run_check_command)

@@ -3,6 +3,7 @@
 import logging
 import shutil
 import time
+from dataclasses import dataclass
 
 import numpy as np
 from spikeinterface.core import NumpySorting
@@ -66,7 +67,7 @@ def sort_recording(recording, params, folder, verbose=False):
     for group, recording_of_group in groups.items():
         folder_of_group = folder if len(groups) == 1 else folder / f"group_{group}"
         folder_of_group.mkdir(exist_ok=True)
-        clock = _Clock()
+        clock = Clock()
         sortings[group], posteriors[group] = sort_group(recording_of_group, params, folder_of_group, job_kwargs, clock)
         seconds[str(group)] = clock.seconds
     sorting, all_posteriors = join_groups(sortings, posteriors, recording.sampling_frequency)
@@ -109,13 +110,75 @@ def sort_group(recording, params, folder, job_kwargs, clock):
 
 def _sort_traces(traces, params, folder, job_kwargs, clock):
     matching = params.assignment == "matching"
-    locations_um = traces.get_channel_locations()[:, :2]
+    clusters = find_clusters(traces, params, folder, job_kwargs, clock)
+    if clusters is None:
+        return _find_nothing("no peak crosses detect_threshold", traces)
+    neighborhoods, peaks, labels, posteriors = (
+        clusters.neighborhoods,
+        clusters.peaks,
+        clusters.labels,
+        clusters.posteriors,
+    )
+    save_clustering(folder, peaks, labels, posteriors, clusters.features, params)
 
+    templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+    if templates is None:
+        return _find_nothing(f"none of {len(np.unique(labels[labels >= 0]))} clusters can be a unit", traces)
+    clock.log("templates", f"{len(templates.unit_ids)} templates")
+
+    if matching:
+        sorting = match_templates(traces, templates, params, job_kwargs)
+        if len(sorting.unit_ids) == 0:
+            return _find_nothing(f"none of {len(templates.unit_ids)} templates fires at min_firing_rate", traces)
+        templates = templates.select_units(sorting.unit_ids)
+        posteriors = compute_posteriors(
+            traces, sorting, templates, neighborhoods, params, folder / "waveforms" / "spikes", job_kwargs
+        )
+        clock.log("match", f"{len(posteriors)} spikes")
+    else:
+        kept = np.isin(labels, templates.unit_ids)
+        sorting, order = make_sorting(
+            peaks["sample_index"][kept], labels[kept], peaks["segment_index"][kept], traces.sampling_frequency
+        )
+        posteriors = posteriors[kept][order]
+
+    describe_units(sorting, templates, posteriors, params.peak_sign)
+    clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
+    return sorting, posteriors
+
+
+@dataclass
+class Clusters:
+    """The spikes that were clustered, row by row."""
+
+    peaks: np.ndarray
+    """structured (n_peaks,)."""
+    waveforms: np.ndarray
+    """float16 (n_peaks, n_neighbors, n_samples): memory-mapped."""
+    features: np.ndarray
+    """float32 (n_peaks, n_dims)."""
+    labels: np.ndarray
+    """int64 (n_peaks,): -1 where a peak has no cluster."""
+    posteriors: np.ndarray
+    """float32 (n_peaks,)."""
+    neighborhoods: Neighborhoods
+
+
+def find_clusters(traces, params, folder, job_kwargs, clock):
+    """
+    Detect, extract, embed, cluster and merge.
+
+    Returns
+    -------
+    clusters : Clusters | None
+        None without any peak.
+    """
+    locations_um = traces.get_channel_locations()[:, :2]
     all_peaks = detect_spikes(traces, params, job_kwargs)
-    peaks = select_spikes(all_peaks, params) if matching else all_peaks
+    peaks = select_spikes(all_peaks, params) if params.assignment == "matching" else all_peaks
     clock.log("detect", f"{len(all_peaks)} peaks, {len(peaks)} kept for clustering")
     if len(peaks) == 0:
-        return _find_nothing("no peak crosses detect_threshold", traces)
+        return None
 
     neighborhoods = Neighborhoods(locations_um, params.neighborhood_radius_um)
     n_samples, n_before = find_window(params)
@@ -151,33 +214,8 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
     )
     move_inside(peaks, traces)
     labels = keep_frequent_units(labels, len(peaks) / len(all_peaks), traces.get_total_duration(), params)
-    save_clustering(folder, peaks, labels, posteriors, features, params)
     clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
-
-    templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
-    if templates is None:
-        return _find_nothing(f"none of {len(np.unique(labels[labels >= 0]))} clusters can be a unit", traces)
-    clock.log("templates", f"{len(templates.unit_ids)} templates")
-
-    if matching:
-        sorting = match_templates(traces, templates, params, job_kwargs)
-        if len(sorting.unit_ids) == 0:
-            return _find_nothing(f"none of {len(templates.unit_ids)} templates fires at min_firing_rate", traces)
-        templates = templates.select_units(sorting.unit_ids)
-        posteriors = compute_posteriors(
-            traces, sorting, templates, neighborhoods, params, folder / "waveforms" / "spikes", job_kwargs
-        )
-        clock.log("match", f"{len(posteriors)} spikes")
-    else:
-        kept = np.isin(labels, templates.unit_ids)
-        sorting, order = make_sorting(
-            peaks["sample_index"][kept], labels[kept], peaks["segment_index"][kept], traces.sampling_frequency
-        )
-        posteriors = posteriors[kept][order]
-
-    describe_units(sorting, templates, posteriors, params.peak_sign)
-    clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
-    return sorting, posteriors
+    return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods)
 
 
 def _find_nothing(reason, traces):
@@ -186,7 +224,7 @@ def _find_nothing(reason, traces):
     return sorting, np.zeros(0, dtype="float32")
 
 
-class _Clock:
+class Clock:
     """Logs one line a stage, and keeps the seconds each took."""
 
     def __init__(self):

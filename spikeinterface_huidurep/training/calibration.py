@@ -12,7 +12,7 @@ DRIFT_UM = 4.0  # of the probe against a unit between two spikes; more would cos
 RIDGE = 0.002  # of the mean variance, so that no dimension is blown up without limit
 
 
-def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_units, seed):
+def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_units, seed, whiten=True):
     """
     Whiten the embedding by the noise between spikes of one unit, a little drift included; the transform goes into the
     encoder's head.
@@ -31,6 +31,8 @@ def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_uni
     n_batches, n_sites, n_units : int
         Pairs of spikes to measure the noise on: their product.
     seed : int
+    whiten : bool, default: True
+        False leaves the directions as they are and brings the variance of the noise to 1 on average.
 
     Returns
     -------
@@ -48,8 +50,10 @@ def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_uni
             differences.append((first - second) / 2**0.5)
             means.append(0.5 * (first + second).mean(dim=0))
     differences, mean = torch.cat(differences), torch.stack(means).mean(dim=0)
-    directions = torch.nn.functional.normalize(differences, dim=1)
-    whitening = compute_inverse_root(directions.T @ directions / len(directions), RIDGE)
+    whitening = torch.eye(differences.shape[1], dtype=torch.float64)
+    if whiten:
+        directions = torch.nn.functional.normalize(differences, dim=1)
+        whitening = compute_inverse_root(directions.T @ directions / len(directions), RIDGE)
     whitening = whitening / (differences @ whitening).square().mean().sqrt()
     head = calibrated.head
     with torch.no_grad():

@@ -30,6 +30,10 @@ class TrainConfig:
     """Peak of the cosine."""
     n_warmup: int = 20
     """Steps of linear warm-up."""
+    n_frozen: int = 0
+    """Steps at the start in which only the heads learn: for an encoder that was trained before."""
+    frozen_learning_rate: float = 1.5e-3
+    """Of the heads in these steps."""
     weight_decay: float = 0.05
     """AdamW, on matrices only."""
     gradient_clip: float = 1.0
@@ -58,6 +62,8 @@ class TrainConfig:
     """Spikes of a unit in the validation."""
     calibration_batches: int = 12
     """Batches on which the noise of the embedding is measured."""
+    whiten_embedding: bool = True
+    """Bring the noise of the embedding to the same size in all directions; False: only to unit size on average."""
     num_threads: int = 1
     """Threads of torch; 0 leaves torch's default."""
 

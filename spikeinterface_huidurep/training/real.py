@@ -13,7 +13,7 @@ from .probes import (
     draw_noise_covariance,
     make_neuropixels_1,
 )
-from .units import DEFAULT_WINDOW, Units, draw_uniform
+from .units import DEFAULT_WINDOW, Units, clean_mean_waveforms, compute_faded_spectra, draw_uniform
 
 logger = logging.getLogger(__name__)
 
@@ -54,7 +54,7 @@ class RealSource:
         is_good = is_mine & (np.ptp(waveforms, axis=2).max(axis=1) > 50) & (np.abs(trough - 15) < 5)
         is_good &= np.isfinite(waveforms).all(axis=(1, 2))
         is_good &= self._measure_noise(waveforms) < self.MAX_NOISE
-        self.spectra = self._compute_spectra(waveforms)
+        self.spectra = compute_faded_spectra(clean_mean_waveforms(waveforms, self.RANK), 15, window)
         self.peak_uv = torch.as_tensor(np.abs(waveforms).max(axis=(1, 2)))
         self.groups = []
         rng = np.random.default_rng(seed)
@@ -68,17 +68,6 @@ class RealSource:
     @staticmethod
     def _measure_noise(waveforms):
         return np.sqrt(np.square(waveforms[..., :6]).mean(axis=(1, 2))) / np.abs(waveforms).max(axis=(1, 2))
-
-    def _compute_spectra(self, waveforms):
-        left, values, right = np.linalg.svd(waveforms, full_matrices=False)
-        waveforms = (left[..., : self.RANK] * values[:, None, : self.RANK]) @ right[:, : self.RANK]
-        n_samples = waveforms.shape[-1]
-        edge = np.minimum(np.arange(n_samples), np.arange(n_samples)[::-1])
-        taper = np.sin(0.5 * np.pi * np.minimum((edge + 0.5) / 5, 1)) ** 2
-        long = np.zeros((*waveforms.shape[:2], self.window.n_fft), dtype=np.float32)
-        start = self.window.origin - 15
-        long[..., start : start + n_samples] = waveforms * taper
-        return torch.fft.rfft(torch.as_tensor(long), dim=-1)
 
     def _prepare_group(self, members, phase, peak, rng, measured):
         n_channels = self.spectra.shape[1]

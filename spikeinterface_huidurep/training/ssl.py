@@ -49,6 +49,14 @@ def learning_rate_at(step, n_steps, base, n_warmup):
     return base * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
 
 
+def learning_rate_with_frozen_start(step, config):
+    """`frozen_learning_rate` while the encoder is frozen, then `learning_rate_at` over the other steps."""
+    if step < config.n_frozen:
+        return config.frozen_learning_rate
+    n_frozen = config.n_frozen
+    return learning_rate_at(step - n_frozen, config.n_steps - n_frozen, config.learning_rate, config.n_warmup)
+
+
 def build_mlp(sizes, affine_end):
     """Linear layers with batch norm and ReLU between; the last batch norm without scale unless `affine_end`."""
     layers = []

@@ -4,10 +4,12 @@ Train the encoder without labels.
     python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR
     python -m spikeinterface_huidurep.training.train --config smoke --out FOLDER
     python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR --resume
+    python -m spikeinterface_huidurep.training.train --recording RECORDING --out my.safetensors
 
 `--config` is the name of a file in training/configs or the path of a toml file. FOLDER receives encoder.safetensors
 with its card (encoder.json), log.csv, loss.png and checkpoint.pt. A run that is resumed gives the same weights as one
-that was never interrupted.
+that was never interrupted. With `--recording` the shipped weights are trained further on that recording (see
+`finetune.finetune_encoder`). `huidurep train` is the same.
 """
 
 import argparse
@@ -26,7 +28,7 @@ from ..model.weights import save_encoder
 from .calibration import calibrate_encoder
 from .config import load_config
 from .data import make_source
-from .ssl import MomentumContrast, learning_rate_at, momentum_at
+from .ssl import MomentumContrast, learning_rate_with_frozen_start, momentum_at
 from .units import Window
 from .validation import draw_static_spikes, validate_encoder
 from .views import draw_pair
@@ -53,22 +55,32 @@ class Trainer:
     data_folder : str | Path | None
     card : dict
         Command and configuration name, for the card.
+    source : RecordingSource | None, default: None
+        Units to train on and to validate with; None for those of `make_source`.
+    start : SpikeEncoder | None, default: None
+        Encoder whose weights are trained further; None for random ones.
     """
 
-    def __init__(self, train_config, view_config, encoder_config, folder, data_folder=None, card=None):
+    def __init__(
+        self, train_config, view_config, encoder_config, folder, data_folder=None, card=None, *, source=None, start=None
+    ):
         self.config, self.view_config = train_config, view_config
-        self.folder, self.data_folder, self.card = Path(folder), data_folder, dict(card or {})
+        self.folder, self.card = Path(folder), dict(card or {})
         self.folder.mkdir(parents=True, exist_ok=True)
         if train_config.num_threads:
             torch.set_num_threads(train_config.num_threads)
-        self.model = build_model(train_config, encoder_config)
+        self.model = build_model(train_config, encoder_config, start)
         self.optimizer = build_optimizer(self.model, train_config)
         self.generator = torch.Generator().manual_seed(train_config.seed)
-        window = Window(encoder_config.n_samples, encoder_config.n_before)
-        data_settings = dict(n_sites=train_config.n_sites, fraction_real=train_config.fraction_real, window=window)
-        self.source = make_source(data_folder, seed=train_config.seed, **data_settings)
         held_out_seed = train_config.seed + VALIDATION_SEED_OFFSET
-        held_out = make_source(data_folder, seed=held_out_seed, held_out=True, **data_settings)
+        if source is None:
+            window = Window(encoder_config.n_samples, encoder_config.n_before)
+            data_settings = dict(n_sites=train_config.n_sites, fraction_real=train_config.fraction_real, window=window)
+            self.source = make_source(data_folder, seed=train_config.seed, **data_settings)
+            held_out = make_source(data_folder, seed=held_out_seed, held_out=True, **data_settings)
+            self.card.setdefault("data", describe_data(self.source, data_folder))
+        else:
+            self.source = held_out = source
         self.held_out_spikes = draw_static_spikes(
             held_out,
             train_config.validation_sites,
@@ -92,15 +104,16 @@ class Trainer:
                 self._log(recent)
                 recent = []
             if self.config.validate_every and self.step % self.config.validate_every == 0 and self.step < end:
-                self._validate()
+                self.validate()
             if self.step % self.config.checkpoint_every == 0 and self.step < end:
                 self.save()
-        self._validate()
+        self.validate()
         return self.save()
 
     def _take_step(self, step):
         config = self.config
-        learning_rate = learning_rate_at(step, config.n_steps, config.learning_rate, config.n_warmup)
+        self.model.encoder.requires_grad_(step >= config.n_frozen)
+        learning_rate = learning_rate_with_frozen_start(step, config)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         first, second = draw_pair(
@@ -119,8 +132,8 @@ class Trainer:
         self.rows.append(dict(step=self.step, seconds=round(self.seconds, 1), **means))
         write_rows(self.folder / "log.csv", self.rows)
 
-    def _validate(self):
-        """Validation changes nothing in the training: its own spikes, no random numbers of the run."""
+    def validate(self):
+        """Score the encoder. Changes nothing in the training: its own spikes, no random numbers of the run."""
         with_pca = "pca_ari" not in self.scores
         self.scores.update(validate_encoder(self.calibrate(), *self.held_out_spikes, with_pca=with_pca))
         self.scores["step"] = self.step
@@ -139,6 +152,7 @@ class Trainer:
             n_sites=self.config.sites_per_batch,
             n_units=self.config.units_per_site,
             seed=self.config.seed,
+            whiten=self.config.whiten_embedding,
         )
 
     def save(self):
@@ -156,7 +170,7 @@ class Trainer:
         torch.save(state, temporary)
         temporary.replace(self.folder / "checkpoint.pt")
         plot_losses(self.rows, self.folder / "loss.png")
-        return save_encoder(self.calibrate(), self.folder / "encoder.safetensors", self._make_card())
+        return save_encoder(self.calibrate(), self.folder / "encoder.safetensors", self.make_card())
 
     def resume(self):
         """Continue from checkpoint.pt in the output folder."""
@@ -170,11 +184,8 @@ class Trainer:
         self.step, self.seconds = state["step"], state["seconds"]
         self.scores, self.rows = state["scores"], state["rows"]
 
-    def _make_card(self):
-        uses_real = self.source.second is not None
-        used = [name for name in DATA_LICENCES if uses_real or not name.startswith("brody")]
-        if self.data_folder is None or not (Path(self.data_folder) / "ibl_noise").is_dir():
-            used = [name for name in used if name != "ibl_noise"]
+    def make_card(self):
+        """What the weights come from, dict."""
         is_complete = self.step == self.config.n_steps
         status = "complete" if is_complete else f"partial: step {self.step} of {self.config.n_steps}"
         return dict(
@@ -182,7 +193,6 @@ class Trainer:
             status=status,
             step=self.step,
             seed=self.config.seed,
-            data={name: DATA_LICENCES[name] for name in used},
             train_config=asdict(self.config),
             view_config=asdict(self.view_config),
             training_seconds=round(self.seconds),
@@ -192,12 +202,27 @@ class Trainer:
         )
 
 
-def build_model(train_config, encoder_config):
-    """Encoder and heads with weights drawn from the seed, without touching torch's global random numbers."""
+def describe_data(source, data_folder):
+    """What a `MixedSource` is made of, and the licences: for the card."""
+    used = [name for name in DATA_LICENCES if source.second is not None or not name.startswith("brody")]
+    if data_folder is None or not (Path(data_folder) / "ibl_noise").is_dir():
+        used = [name for name in used if name != "ibl_noise"]
+    return {name: DATA_LICENCES[name] for name in used}
+
+
+def build_model(train_config, encoder_config, start=None):
+    """
+    Encoder and heads with weights drawn from the seed, without touching torch's global random numbers.
+
+    The encoder gets the weights of `start`, if there is one.
+    """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(train_config.seed)
+        encoder = build_encoder(encoder_config)
+        if start is not None:
+            encoder.load_state_dict(start.state_dict())
         return MomentumContrast(
-            build_encoder(encoder_config),
+            encoder,
             hidden=train_config.hidden,
             n_projected=train_config.n_projected,
             temperature=train_config.temperature,
@@ -257,12 +282,28 @@ def find_commit():
 def main(arguments=None):
     """Command line: see the top of this file."""
     parser = argparse.ArgumentParser(description="Train the spike encoder without labels.")
-    parser.add_argument("--config", default="v1", help="name in training/configs, or a toml file")
-    parser.add_argument("--out", required=True, help="output folder")
+    parser.add_argument(
+        "--config", help="name in training/configs, or a toml file (default: v1; finetune with --recording)"
+    )
+    parser.add_argument("--out", required=True, help="output folder; with --recording the safetensors file to write")
     parser.add_argument("--data", help="folder with real waveforms and noise; synthetic data only without it")
-    parser.add_argument("--resume", action="store_true", help="continue from the checkpoint in the output folder")
+    parser.add_argument(
+        "--recording", help="fine-tune on this recording: a folder or json file that spikeinterface.load reads"
+    )
+    parser.add_argument(
+        "--param",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="with --recording: a parameter that it will be sorted with (docs/parameters.md); may be repeated",
+    )
+    parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    if options.recording is not None:
+        _finetune(options)
+        return
+    options.config = options.config or "v1"
     command = f"python -m spikeinterface_huidurep.training.train --config {options.config} --out FOLDER"
     command += (" --data DIR" if options.data else "") + (" --resume" if options.resume else "")
     card = dict(command=command, commit=find_commit(), config=options.config)
@@ -270,6 +311,23 @@ def main(arguments=None):
     if options.resume:
         trainer.resume()
     logger.info("wrote %s", trainer.run())
+
+
+def _finetune(options):
+    from spikeinterface import load
+
+    from ..cli import parse_param
+    from .finetune import finetune_encoder
+
+    if options.data is not None:
+        raise ValueError("--data is for training from the start; with --recording leave it out")
+    finetune_encoder(
+        load(options.recording),
+        options.out,
+        params=dict(parse_param(text) for text in options.param),
+        config=options.config or "finetune",
+        resume=options.resume,
+    )
 
 
 if __name__ == "__main__":

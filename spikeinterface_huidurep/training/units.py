@@ -4,6 +4,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 SAMPLING_FREQUENCY = 30000.0
@@ -57,11 +58,31 @@ class Units:
     """float32 (b,): wanted peak in noise SD."""
     mix: Callable
     """(offset_um (b, 2)) -> float32 (b, N_SITE_CHANNELS, k): whitened weight of every part on every channel."""
+    draw_noise: Callable | None = None
+    """(channels (b, 12), generator) -> float32 (b, 12, n_samples): noise of the recording that the waves come from,
+    on channels of the site; None where filters and noise are to be simulated."""
 
     def compute_spectra(self, offset_um):
         """Spectra on every channel with the unit moved by `offset_um` (b, 2): complex64 (b, c, n_bins)."""
         weights = self.mix(offset_um)
         return torch.complex(weights @ self.waves.real, weights @ self.waves.imag)
+
+
+def clean_mean_waveforms(waveforms, rank):
+    """Remove noise from mean waveforms (n, c, t): the first `rank` singular vectors of each are kept."""
+    left, values, right = np.linalg.svd(waveforms, full_matrices=False)
+    return (left[..., :rank] * values[:, None, :rank]) @ right[:, :rank]
+
+
+def compute_faded_spectra(waveforms, n_before, window):
+    """Spectra (n, c, n_bins) of waveforms (n, c, t) with the trough at `n_before`, their ends faded out."""
+    n_samples = waveforms.shape[-1]
+    edge = np.minimum(np.arange(n_samples), np.arange(n_samples)[::-1])
+    taper = np.sin(0.5 * np.pi * np.minimum((edge + 0.5) / 5, 1)) ** 2
+    long = np.zeros((*waveforms.shape[:2], window.n_fft), dtype=np.float32)
+    start = window.origin - n_before
+    long[..., start : start + n_samples] = waveforms * taper
+    return torch.fft.rfft(torch.as_tensor(long), dim=-1)
 
 
 def draw_uniform(shape, low, high, generator):

@@ -176,6 +176,8 @@ def draw_scene(source, n_sites, n_units, config, generator):
     repeat = lambda values: values.repeat_interleave(n_units, dim=0)  # noqa: E731
     site = lambda low, high: draw_uniform((n_sites,), low, high, generator)  # noqa: E731
     filters, noise_shape = (repeat(values).unsqueeze(1) for values in draw_filters(n_sites, config, window, generator))
+    is_recorded = torch.cat([torch.full(group.amplitudes.shape, group.draw_noise is not None) for group in groups])
+    filters = filters.masked_fill(is_recorded[:, None, None], 1.0)  # as they were recorded
     positions = torch.cat([group.positions for group in groups])
     channel_mask = torch.cat([group.channel_mask for group in groups])
     amplitudes = torch.cat([group.amplitudes for group in groups])
@@ -251,7 +253,7 @@ def draw_view(scene, config, generator):
     clean = shift_and_crop(spectra, alignment + jitter, scene.window)
     aligned = shift_and_crop(spectra, alignment, scene.window)
     waveforms = clean + _draw_collisions(scene, channels, config, generator)
-    waveforms = waveforms + _draw_noise(scene, positions, config, generator)
+    waveforms = waveforms + _draw_noise(scene, channels, positions, config, generator)
     absent = ~channel_mask.unsqueeze(-1)
     return Views(
         waveforms=waveforms.masked_fill(absent, 0.0),
@@ -322,7 +324,19 @@ def _draw_collisions(scene, channels, config, generator):
     return shift_and_crop(_gather_channels(spectra, channels), shift, scene.window) * happens[:, None, None]
 
 
-def _draw_noise(scene, positions, config, generator):
+def _draw_noise(scene, channels, positions, config, generator):
+    """Noise of every view, (b, 12, n_samples): simulated, or taken from the recording that the units are of."""
+    noise = _simulate_noise(scene, positions, config, generator)
+    first = 0
+    for group in scene.groups:
+        last = first + len(group.amplitudes)
+        if group.draw_noise is not None:
+            noise[first:last] = group.draw_noise(channels[first:last], generator)
+        first = last
+    return noise
+
+
+def _simulate_noise(scene, positions, config, generator):
     """Noise of unit SD with the site's spectrum and a little correlation between neighbours: (b, 12, n_samples)."""
     n_total, n_channels = positions.shape[:2]
     white = torch.randn(n_total, n_channels, scene.window.n_bins, 2, generator=generator) * 0.5**0.5

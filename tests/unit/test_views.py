@@ -16,7 +16,7 @@ from spikeinterface_huidurep.training.probes import (  # noqa: E402
 from spikeinterface_huidurep.training.units import DEFAULT_WINDOW, Window  # noqa: E402
 from spikeinterface_huidurep.training.views import (  # noqa: E402
     ViewConfig,
-    _draw_noise,
+    _simulate_noise,
     draw_filters,
     draw_pair,
     draw_scene,
@@ -90,7 +90,7 @@ def test_aligned_waveform_has_its_peak_at_the_right_sample_and_size(source):
 def test_noise_has_unit_sd_and_stays_in_the_band(source):
     config = ViewConfig(noise_correlation=0.0)
     scene = draw_scene(source, 8, 16, config, make_generator())
-    noise = _draw_noise(scene, torch.zeros(128, 12, 2), config, make_generator(1))
+    noise = _simulate_noise(scene, torch.zeros(128, 12, 2), config, make_generator(1))
     assert noise.std().item() == pytest.approx(1, abs=0.03)
     filters, noise_shape = draw_filters(50, config, DEFAULT_WINDOW, make_generator())
     assert filters.shape == noise_shape.shape == (50, DEFAULT_WINDOW.n_bins)
