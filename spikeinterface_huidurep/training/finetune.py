@@ -82,6 +82,8 @@ def finetune_encoder(recording, out, *, params=None, config="finetune", resume=F
     )
     if resume and (folder / "checkpoint.pt").is_file():
         trainer.resume()
+    else:
+        trainer.validate()  # for validation.log: the scores to compare with
     trainer.run(progress=progress)
     save_encoder(trainer.calibrate(), out, trainer.make_card())
     logger.info("wrote %s", out)

@@ -125,7 +125,7 @@ def cut_windows(traces, seed):
     _, matrices = resampling_matrices(traces.sampling_frequency)
     matrix = matrices[N_SHIFTS // 2]
     rng = np.random.default_rng(seed)
-    chunks = [chunk for chunk in read_random_chunks(traces, seed) if len(chunk) > len(matrix)]
+    chunks = read_random_chunks(traces, seed)
     windows = []
     for chunk in chunks:
         starts = rng.integers(0, len(chunk) - len(matrix), -(-N_TRIED_WINDOWS // len(chunks)))
