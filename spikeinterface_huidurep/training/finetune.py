@@ -12,6 +12,7 @@ from ..params import SorterParams
 from .config import load_config
 from .recording import RecordingSource, gather_sites, load_sites, save_sites
 from .train import Trainer
+from .units import Window
 
 logger = logging.getLogger(__name__)
 
@@ -77,9 +78,8 @@ def finetune_encoder(recording, out, *, params=None, config="finetune", resume=F
             "sorter without labels; its noise"
         },
     )
-    trainer = Trainer(
-        train_config, view_config, start.config, folder, card=card, source=RecordingSource(sites), start=start
-    )
+    source = RecordingSource(sites, Window(start.config.n_samples, start.config.n_before))
+    trainer = Trainer(train_config, view_config, start.config, folder, card=card, source=source, start=start)
     if resume and (folder / "checkpoint.pt").is_file():
         trainer.resume()
     else:

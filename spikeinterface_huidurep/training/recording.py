@@ -8,12 +8,13 @@ import numpy as np
 import torch
 from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 
+from ..features import find_window
 from ..pipeline import Clock, find_clusters, split_groups
 from ..preprocessing import preprocess, remove_dead_channels
-from ..waveforms import MAX_CHANNELS, N_BEFORE, N_SHIFTS, resampling_matrices
+from ..waveforms import MAX_CHANNELS, N_SHIFTS, resampling_matrices
 from ..whitening import read_random_chunks
 from .probes import N_SITE_CHANNELS, compute_distances
-from .units import Units, clean_mean_waveforms, compute_faded_spectra, draw_uniform
+from .units import DEFAULT_WINDOW, Units, clean_mean_waveforms, compute_faded_spectra, draw_uniform
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +31,9 @@ class Site:
     """A centre channel of a recording: its units, its noise and the channels around it, nearest first."""
 
     waveforms: np.ndarray
-    """float32 (n_units, MAX_CHANNELS, N_SAMPLES): mean waveforms of clusters, noise SD."""
+    """float32 (n_units, MAX_CHANNELS, n_samples): mean waveforms of clusters, noise SD."""
     noise: np.ndarray
-    """float16 (n_windows, MAX_CHANNELS, N_SAMPLES): traces without a spike."""
+    """float16 (n_windows, MAX_CHANNELS, n_samples): traces without a spike."""
     positions: np.ndarray
     """float32 (MAX_CHANNELS, 2): um relative to the centre channel; far away where there is no channel."""
     channel_mask: np.ndarray
@@ -97,7 +98,7 @@ def make_sites(traces, clusters, params):
         members = members[centres[members] == centre]
         if len(members) >= MIN_SPIKES:
             means.setdefault(centre, []).append(clusters.waveforms[members].mean(axis=0, dtype="float32"))
-    windows = cut_windows(traces, params.seed)
+    windows = cut_windows(traces, *find_window(params), params.seed)
     is_quiet = np.abs(windows).max(axis=2) < params.detect_threshold
     sites = []
     for centre, waveforms in sorted(means.items()):
@@ -120,9 +121,9 @@ def make_sites(traces, clusters, params):
     return sites
 
 
-def cut_windows(traces, seed):
-    """Random pieces of the traces as the encoder would see them, float32 (n_windows, n_channels, N_SAMPLES)."""
-    _, matrices = resampling_matrices(traces.sampling_frequency)
+def cut_windows(traces, n_samples, n_before, seed):
+    """Random pieces of the traces as the encoder would see them, float32 (n_windows, n_channels, n_samples)."""
+    _, matrices = resampling_matrices(traces.sampling_frequency, n_samples, n_before)
     matrix = matrices[N_SHIFTS // 2]
     rng = np.random.default_rng(seed)
     chunks = read_random_chunks(traces, seed)
@@ -158,6 +159,8 @@ class RecordingSource:
     Parameters
     ----------
     sites : list of Site
+    window : Window
+        Of the encoder.
     """
 
     DECAY_UM = 30.0  # kriging kernel
@@ -170,11 +173,12 @@ class RecordingSource:
     FRACTION_EXACT = 0.3  # rows of a site that are units as they are, at most
     MIN_PEAK, MAX_PEAK = 3.5, 150.0  # noise SD
 
-    def __init__(self, sites):
+    def __init__(self, sites, window=DEFAULT_WINDOW):
+        self.window = window
         self.n_units = torch.tensor([len(site.waveforms) for site in sites])
         self.first_unit = self.n_units.cumsum(0) - self.n_units
         waveforms = clean_mean_waveforms(np.concatenate([site.waveforms for site in sites]), self.RANK)
-        self.spectra = compute_faded_spectra(waveforms, N_BEFORE)
+        self.spectra = compute_faded_spectra(waveforms, window.n_before, window)
         self.peaks = torch.as_tensor(np.abs(waveforms).max(axis=(1, 2)))
         self.n_windows = torch.tensor([len(site.noise) for site in sites])
         self.first_window = self.n_windows.cumsum(0) - self.n_windows

@@ -57,7 +57,7 @@ class Trainer:
         Command and configuration name, for the card.
     source : RecordingSource | None, default: None
         Units to train on and to validate with; None for those of `make_source`.
-    start : SpikeEncoder | None, default: None
+    start : SpikeEncoder | PaperEncoder | None, default: None
         Encoder whose weights are trained further; None for random ones.
     """
 

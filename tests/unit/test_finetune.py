@@ -131,7 +131,7 @@ def test_sites_survive_their_file(tmp_path):
 
 
 def test_cut_windows_are_pieces_of_the_traces(tiny_recording):
-    windows = cut_windows(tiny_recording, seed=0)
+    windows = cut_windows(tiny_recording, 64, 24, seed=0)
     assert windows.shape[1:] == (tiny_recording.get_num_channels(), 64)
     traces = tiny_recording.get_traces().astype("float32")
     for window in windows[:3]:
