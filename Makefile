@@ -1,4 +1,4 @@
-# make test | demo | lint | venv.  torch is the CPU build; `make TORCH_INDEX_URL=` takes PyPI's, which is CUDA on Linux.
+# make test | demo | lint | bench | bench-full | venv.  torch is the CPU build; `make TORCH_INDEX_URL=` takes PyPI's, which is CUDA on Linux.
 PYTHON ?= python3
 VENV ?= .venv
 TORCH_INDEX_URL ?= https://download.pytorch.org/whl/cpu
@@ -6,7 +6,12 @@ CONSTRAINTS ?= constraints-cpu.txt
 VENV_PYTHON := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 
-.PHONY: test demo lint venv clean
+BENCH_OUT ?= benchmark_work/results
+BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
+BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
+PEERS := lupin tridesclous2 spykingcircus2
+
+.PHONY: test demo lint bench bench-full venv clean
 
 test: $(STAMP)
 	$(VENV_PYTHON) -m pytest
@@ -17,6 +22,20 @@ demo: $(STAMP)
 lint: $(STAMP)
 	$(VENV_PYTHON) -m ruff check .
 	$(VENV_PYTHON) -m ruff format --check .
+
+# Three short cases, four sorters: under 25 minutes on 2 cores. The report is benchmark_report/report.html.
+bench: $(STAMP)
+	$(BENCH_RUN) --cases native_tetrode native_static native_drift --duration 60 --sorters huidurep $(PEERS) limit
+	$(BENCH_REPORT)
+
+# Hours. SETS=FOLDER names a folder of sets NAME/recording and NAME/sorting, all of which are run too.
+bench-full: $(STAMP)
+	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
+	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --seeds 0 1 2 --sorters huidurep $(PEERS) mountainsort5 limit
+	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --sorters simple huidurep_gmm huidurep_pca \
+		huidurep_no_temporal_whitening
+	$(BENCH_RUN) --cases native_tetrode --duration 20 --sorters kilosort4 kilosort4_tetrode
+	$(BENCH_REPORT)
 
 venv: $(STAMP)
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import numpy as np
-import probeinterface
 import spikeinterface.full as si
+from hybrid import make_hybrid
+from probes import make_neuropixels_probe
 
 MADE_DURATION_S = 150.0
 SNR_BAND_HZ = (300.0, 6000.0)
@@ -40,7 +40,7 @@ class Case:
     drifts: bool = False
 
 
-def find_cases(sets=None, recording=None, ground_truth=None):
+def find_cases(sets=None, recording=None, ground_truth=None, real_data=None):
     """
     Cases that can be run, by name.
 
@@ -50,12 +50,17 @@ def find_cases(sets=None, recording=None, ground_truth=None):
         Folder of sets NAME/recording and NAME/sorting. A set drifts if its name says so.
     recording, ground_truth : None | str | Path
         One more pair of anything that SpikeInterface reads; the case is named after the folder of the recording.
+    real_data : None | str | Path
+        Folder with the data of `hybrid.py`, for the hybrid case.
 
     Returns
     -------
     cases : dict of str -> Case
     """
     cases = list(MADE_CASES)
+    if real_data:
+        facts = "30 mean waveforms of real neurons in noise with a real spectrum, 64 Neuropixels sites"
+        cases.append(Case("hybrid_static", partial(make_hybrid, real_data, MADE_DURATION_S), facts))
     for folder in sorted(Path(sets).iterdir()) if sets else []:
         if (folder / "recording").exists() and (folder / "sorting").exists():
             make = partial(load_pair, folder / "recording", folder / "sorting")
@@ -116,16 +121,6 @@ def make_native_drift():
         seed=0,
     )
     return recording, sorting
-
-
-def make_neuropixels_probe(n_channels):
-    """The first sites of a Neuropixels 1.0 probe, in micrometres."""
-    site = np.arange(n_channels)
-    probe = probeinterface.Probe(ndim=2, si_units="um")
-    positions = np.column_stack([np.array([43.0, 11.0, 59.0, 27.0])[site % 4], 20.0 * (site // 2)])
-    probe.set_contacts(positions=positions, shapes="square", shape_params=dict(width=12))
-    probe.set_device_channel_indices(site)
-    return probe
 
 
 MADE_CASES = (

@@ -1,14 +1,13 @@
 """
-Sort a real recording without ground truth, describe the units, and compare with another sorter.
+Sort a real recording without ground truth by several sorters, describe their units, and count those they agree on.
 
-    python benchmarks/real_recording.py locust_trial_01.raw --out benchmarks/results/locust
+    python benchmarks/real_recording.py locust_trial_01.raw
 
 The default file layout is that of the locust tetrode of Pouzat and Laurent (https://doi.org/10.5281/zenodo.21589):
 int16, 4 channels, 15 kHz. The recording is not part of this project.
 """
 
 import argparse
-import json
 from pathlib import Path
 
 import matplotlib
@@ -18,6 +17,9 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import probeinterface
 import spikeinterface.full as si
+from run import describe_machine, write_json
+from sorters import get_sorter
+from summary import OURS, RESULTS
 
 REFRACTORY_MS = 2.0
 BANDPASS_HZ = (300.0, 6000.0)
@@ -43,7 +45,7 @@ def describe_units(sorting, analyzer):
         share = np.mean(np.diff(train) < REFRACTORY_MS * 1e-3 * sorting.sampling_frequency) if len(train) > 1 else 0.0
         units.append(
             dict(
-                unit=int(unit_id),
+                unit=str(unit_id),
                 n_spikes=len(train),
                 rate_hz=round(len(train) / duration_s, 2),
                 snr=round(float(snr[unit_id]), 2),
@@ -82,41 +84,73 @@ def plot_mean_waveforms(analyzer, file_path):
     figure.savefig(file_path, dpi=110)
 
 
-def main():
+def compare_sorters(sortings):
+    """
+    Units that sorters have in common, by `compare_multiple_sorters`.
+
+    Parameters
+    ----------
+    sortings : dict of str -> BaseSorting
+
+    Returns
+    -------
+    agreement : dict
+        "n_units": found by each sorter; "n_agreed": by sorter, number of sorters that found a unit -> number of its
+        units; "pairs": [sorter, sorter, units that match].
+    """
+    comparison = si.compare_multiple_sorters(list(sortings.values()), list(sortings), n_jobs=1)
+    consensus = comparison.get_agreement_sorting()
+    n_agreed = {name: {} for name in sortings}
+    for n_sorters, members in zip(
+        consensus.get_property("agreement_number"), consensus.get_property("unit_ids"), strict=True
+    ):
+        for name in members:
+            n_agreed[name][str(n_sorters)] = n_agreed[name].get(str(n_sorters), 0) + 1
+    pairs = [
+        [*names, sum(str(unit) not in ("-1", "") for unit in pair.hungarian_match_12)]
+        for names, pair in comparison.comparisons.items()
+    ]
+    return dict(
+        n_units={name: len(sorting.unit_ids) for name, sorting in sortings.items()}, n_agreed=n_agreed, pairs=pairs
+    )
+
+
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("file", help="binary int16 file")
     parser.add_argument("--sampling-frequency", type=float, default=15000.0)
     parser.add_argument("--channels", type=int, default=4)
-    parser.add_argument("--peer", default="tridesclous2")
-    parser.add_argument("--work-folder", default="benchmark_sortings")
-    parser.add_argument("--out", required=True, help="path without ending of the JSON file and the picture")
-    arguments = parser.parse_args()
+    parser.add_argument("--name", default="locust", help="of the recording, in the results")
+    parser.add_argument("--sorters", nargs="+", default=["huidurep", "lupin", "tridesclous2", "spykingcircus2"])
+    parser.add_argument("--work-folder", default="benchmark_work", type=Path)
+    parser.add_argument("--results", default=RESULTS, type=Path)
+    return parser
 
-    recording = read_tetrode(arguments.file, arguments.sampling_frequency, arguments.channels)
-    work = Path(arguments.work_folder)
-    sortings = {
-        name: si.run_sorter(name, recording, folder=work / f"real_{name}", remove_existing_folder=True)
-        for name in ("huidurep", arguments.peer)
-    }
+
+def main():
+    options = make_parser().parse_args()
+    recording = read_tetrode(options.file, options.sampling_frequency, options.channels)
+    sortings = {}
+    for name in options.sorters:
+        sorter_name, params = get_sorter(name, seed=0)
+        folder = options.work_folder / f"{options.name}__{name}"
+        sortings[name] = si.run_sorter(sorter_name, recording, folder=folder, remove_existing_folder=True, **params)
     filtered = si.bandpass_filter(recording, *BANDPASS_HZ)
-    analyzers = {}
+    units = {}
     for name, sorting in sortings.items():
-        analyzers[name] = si.create_sorting_analyzer(sorting, filtered, sparse=False, return_in_uV=False)
-        analyzers[name].compute(["random_spikes", "waveforms", "templates", "noise_levels"])
-    comparison = si.compare_two_sorters(*sortings.values(), *sortings.keys(), delta_time=0.4)
-    matched = comparison.hungarian_match_12
-    agreement = {
-        str(unit): [int(other), round(float(comparison.agreement_scores.loc[unit, other]), 3)]
-        for unit, other in matched.items()
-        if other != -1 and other != ""
-    }
+        analyzer = si.create_sorting_analyzer(sorting, filtered, sparse=False, return_in_uV=False)
+        analyzer.compute(["random_spikes", "waveforms", "templates", "noise_levels"])
+        units[name] = describe_units(sorting, analyzer)
+        if name == OURS:
+            plot_mean_waveforms(analyzer, options.results / f"{options.name}__units.png")
     result = dict(
+        recording=options.name,
         duration_s=recording.get_total_duration(),
-        units={name: describe_units(sorting, analyzers[name]) for name, sorting in sortings.items()},
-        agreement=agreement,
+        **describe_machine(),
+        **compare_sorters(sortings),
+        units=units,
     )
-    Path(arguments.out + ".json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf8")
-    plot_mean_waveforms(analyzers["huidurep"], arguments.out + ".png")
+    write_json(options.results / f"{options.name}__agreement.json", result)
 
 
 if __name__ == "__main__":

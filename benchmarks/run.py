@@ -26,9 +26,9 @@ from pathlib import Path
 import psutil
 from cases import find_cases, prepare_case
 from limits import run_limited
-from sorters import LIMIT, VARIANTS, get_sorter, match_true_templates
+from sorters import VARIANTS, get_sorter, match_true_templates
+from summary import LIMIT, RESULTS
 
-RESULTS = Path(__file__).parent / "results"
 PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scikit-learn", "mountainsort5", "kilosort")
 ERROR_LENGTH = 2000
 
@@ -99,7 +99,7 @@ def run_job(result_path, *arguments):
 def describe_machine():
     """What was measured where: machine, versions, commit."""
     git = ["git", "describe", "--always", "--dirty"]
-    commit = subprocess.run(git, capture_output=True, text=True, cwd=RESULTS.parent).stdout.strip()
+    commit = subprocess.run(git, capture_output=True, text=True, cwd=Path(__file__).parent).stdout.strip()
     return dict(
         commit=commit,
         date=datetime.now().astimezone().isoformat(timespec="seconds"),
@@ -185,8 +185,9 @@ def name_result(case, sorter, seed, options):
 
 def run_all(options):
     """Run every case, sorter and seed that has no result yet."""
-    cases = find_cases(options.sets, options.recording, options.ground_truth)
-    unknown = sorted(set(options.cases) - set(cases))
+    cases = find_cases(options.sets, options.recording, options.ground_truth, options.real_data)
+    names = list(cases) if options.cases == ["all"] else options.cases
+    unknown = sorted(set(names) - set(cases))
     if unknown:
         raise SystemExit(f"unknown cases {unknown}; the cases are {list(cases)}")
     if options.list:
@@ -194,7 +195,7 @@ def run_all(options):
         return
     results = Path(options.results)
     results.mkdir(parents=True, exist_ok=True)
-    for name in options.cases:
+    for name in names:
         for sorter in options.sorters:
             for seed in options.seeds:
                 path = results / (name_result(cases[name], sorter, seed, options) + ".json")
@@ -215,11 +216,12 @@ def summarize(result):
 
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=[], help="names, see --list")
+    parser.add_argument("--cases", nargs="+", default=[], help="names, see --list; or all")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
     parser.add_argument("--sets", help="folder of sets NAME/recording and NAME/sorting")
     parser.add_argument("--recording", help="a recording: a path for si.load, or READER:PATH for si.read_READER")
     parser.add_argument("--ground-truth", help="its true sorting, given in the same way")
+    parser.add_argument("--real-data", help="folder with the data of hybrid.py, for the case hybrid_static")
     variants = ", ".join(VARIANTS)
     parser.add_argument(
         "--sorters", nargs="+", default=["huidurep"], help=f"{LIMIT}, {variants}, or any sorter of SpikeInterface"

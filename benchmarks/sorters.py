@@ -7,7 +7,6 @@ from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import preprocess
 
-LIMIT = "limit"
 LIMIT_BLOCK_S = 30.0  # drifting neurons get new true templates after this time
 LIMIT_RADIUS_UM = 200.0
 LIMIT_MS = (2.0, 3.0)

@@ -1,0 +1,176 @@
+"""What the result files say together: tables of runs and units, accuracy of sorters, and whether they differ."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from scipy.stats import wilcoxon
+
+RESULTS = Path(__file__).parent / "results"
+LIMIT = "limit"
+OURS = "huidurep"
+SCORES = ["accuracy", "precision", "recall"]
+COUNTS = {
+    "well_detected": "num_well_detected",
+    "false_positive": "num_false_positive",
+    "redundant": "num_redundant",
+    "overmerged": "num_overmerged",
+}
+FIRST_CASES = ("tetrode", "np32", "np64", "mea", "native")
+
+
+def read_results(folder=RESULTS):
+    """
+    Read the result of every run in a folder.
+
+    Returns
+    -------
+    results : list of dict
+    """
+    return [json.loads(path.read_text(encoding="utf8")) for path in sorted(Path(folder).glob("*__seed*.json"))]
+
+
+def make_run_table(results):
+    """
+    One row a run that ended well.
+
+    Returns
+    -------
+    runs : pd.DataFrame
+        Columns: case, sorter, seed, the mean scores over true units, n_true, the counts of `COUNTS`, seconds,
+        real_time_factor (seconds per second of recording), peak_memory_mb.
+    """
+    rows = []
+    for result in results:
+        if "error" in result:
+            continue
+        scores = {name: float(np.mean(result["performance"][name])) for name in SCORES}
+        counts = {name: result["counts"][key] for name, key in COUNTS.items()}
+        rows.append(
+            dict(case=result["case"], sorter=result["sorter"], seed=result["seed"])
+            | scores
+            | dict(n_true=result["counts"]["num_gt"])
+            | counts
+            | dict(
+                seconds=result["seconds"],
+                real_time_factor=result["seconds"] / result["duration_s"],
+                peak_memory_mb=result["peak_memory_mb"],
+            )
+        )
+    columns = ["case", "sorter", "seed", *SCORES, "n_true", *COUNTS, "seconds", "real_time_factor", "peak_memory_mb"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def make_unit_table(results):
+    """
+    One row a true unit and run that ended well.
+
+    Returns
+    -------
+    units : pd.DataFrame
+        Columns: case, sorter, seed, unit, snr, firing_rate_hz, accuracy, precision, recall.
+    """
+    tables = [
+        pd.DataFrame(
+            dict(case=result["case"], sorter=result["sorter"], seed=result["seed"])
+            | result["true_units"]
+            | result["performance"]
+        )
+        for result in results
+        if "error" not in result
+    ]
+    columns = ["case", "sorter", "seed", "unit", "snr", "firing_rate_hz", *SCORES]
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame(columns=columns)
+
+
+def order_cases(names):
+    """Cases by probe, static before drifting, each followed by its copy with another noise."""
+
+    def key(name):
+        first = [index for index, start in enumerate(FIRST_CASES) if name.startswith(start)]
+        return (first or [len(FIRST_CASES)])[0], "drift" in name, name
+
+    return sorted(set(names), key=key)
+
+
+def order_sorters(runs):
+    """Sorters of a run table: ours first, the limit last, the others by their mean accuracy."""
+    peers = runs.groupby("sorter")["accuracy"].mean().sort_values(ascending=False).index
+    ours = sorted(name for name in peers if name.startswith(OURS))
+    others = [name for name in peers if name not in ours and name != LIMIT]
+    return [*ours, *others, *([LIMIT] if LIMIT in peers else [])]
+
+
+def make_score_table(runs, score):
+    """Mean over seeds of one column of the run table: one row a case, one column a sorter."""
+    table = runs.pivot_table(index="case", columns="sorter", values=score, aggfunc="mean")
+    return table.reindex(index=order_cases(runs["case"]), columns=order_sorters(runs))
+
+
+def compute_ratios_to_fastest_peer(runs, column):
+    """
+    Seconds or memory of every sorter over those of the fastest peer on the same case.
+
+    Parameters
+    ----------
+    runs : pd.DataFrame
+        Run table, measured one after the other on the same machine.
+    column : "seconds" | "peak_memory_mb"
+
+    Returns
+    -------
+    ratios : pd.DataFrame
+        One row a case that a peer finished, one column a sorter but the limit.
+    """
+    runs = runs[runs["sorter"] != LIMIT]
+    seconds, values = make_score_table(runs, "seconds"), make_score_table(runs, column)
+    peers = [name for name in seconds.columns if not name.startswith(OURS)]
+    fastest = seconds[peers].dropna(how="all").idxmin(axis=1)
+    reference = pd.Series({case: values.loc[case, sorter] for case, sorter in fastest.items()}, dtype=float)
+    return values.loc[fastest.index].div(reference, axis=0)
+
+
+def compare_with_best_peers(units):
+    """
+    Paired comparison of huidurep with the most accurate peer of each case, true unit by true unit.
+
+    Accuracies are averaged over seeds first. The test is Wilcoxon's signed-rank test, two-sided, on the differences
+    of the units of the case.
+
+    Parameters
+    ----------
+    units : pd.DataFrame
+        Unit table.
+
+    Returns
+    -------
+    comparison : pd.DataFrame
+        Index: case; columns: best_peer, ours, peer (mean accuracies), n_units, n_better, n_worse, p_value (nan where
+        no unit differs).
+    """
+    rows = {}
+    for case in order_cases(units["case"]):
+        accuracy = units[units["case"] == case].pivot_table(index="unit", columns="sorter", values="accuracy")
+        peers = [name for name in accuracy.columns if not name.startswith(OURS) and name != LIMIT]
+        if OURS not in accuracy or not peers:
+            continue
+        best = accuracy[peers].mean().idxmax()
+        difference = accuracy[OURS] - accuracy[best]
+        rows[case] = dict(
+            best_peer=best,
+            ours=accuracy[OURS].mean(),
+            peer=accuracy[best].mean(),
+            n_units=len(difference),
+            n_better=int((difference > 0).sum()),
+            n_worse=int((difference < 0).sum()),
+            p_value=compute_p_value(difference),
+        )
+    columns = ["best_peer", "ours", "peer", "n_units", "n_better", "n_worse", "p_value"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def compute_p_value(differences):
+    """p-value of Wilcoxon's signed-rank test, two-sided; nan if all differences are 0."""
+    differences = np.asarray(differences, dtype=float)
+    return float(wilcoxon(differences).pvalue) if np.any(differences != 0) else np.nan
