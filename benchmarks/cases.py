@@ -12,6 +12,7 @@ from pathlib import Path
 
 import spikeinterface.full as si
 from hybrid import make_hybrid
+from mearec import make_mearec
 from probes import make_neuropixels_probe
 
 MADE_DURATION_S = 150.0
@@ -40,7 +41,7 @@ class Case:
     drifts: bool = False
 
 
-def find_cases(sets=None, recording=None, ground_truth=None, real_data=None):
+def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cache_folder="benchmark_work"):
     """
     Cases that can be run, by name.
 
@@ -49,15 +50,22 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None):
     sets : None | str | Path
         Folder of sets NAME/recording and NAME/sorting. A set drifts if its name says so.
     recording, ground_truth : None | str | Path
-        One more pair of anything that SpikeInterface reads; the case is named after the folder of the recording.
+        One more pair of anything that SpikeInterface reads; see `name_pair`.
     real_data : None | str | Path
         Folder with the data of `hybrid.py`, for the hybrid case.
+    cache_folder : str | Path, default: "benchmark_work"
+        Where MEArec's templates are kept.
 
     Returns
     -------
     cases : dict of str -> Case
     """
     cases = list(MADE_CASES)
+    for name, probe_name, n_excitatory, n_inhibitory in MEAREC_CASES:
+        folder = Path(cache_folder).absolute() / "mearec"
+        make = partial(make_mearec, probe_name, n_excitatory, n_inhibitory, folder, MADE_DURATION_S)
+        facts = f"MEArec, probe {probe_name}, {n_excitatory + n_inhibitory} units, coloured noise of 10 uV"
+        cases.append(Case(name, make, facts))
     if real_data:
         facts = "30 mean waveforms of real neurons in noise with a real spectrum, 64 Neuropixels sites"
         cases.append(Case("hybrid_static", partial(make_hybrid, real_data, MADE_DURATION_S), facts))
@@ -66,9 +74,17 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None):
             make = partial(load_pair, folder / "recording", folder / "sorting")
             cases.append(Case(folder.name, make, f"set {folder.name}", "drift" in folder.name))
     if recording:
-        name = Path(recording).absolute().parent.name
-        cases.append(Case(name, partial(load_pair, recording, ground_truth), f"{recording} against {ground_truth}"))
+        cases.append(
+            Case(
+                name_pair(recording), partial(load_pair, recording, ground_truth), f"{recording} against {ground_truth}"
+            )
+        )
     return {case.name: case for case in cases}
+
+
+def name_pair(recording):
+    """Name of the case of one recording: its parent folder."""
+    return Path(recording).absolute().parent.name
 
 
 def load_pair(recording, ground_truth):
@@ -122,6 +138,9 @@ def make_native_drift():
     )
     return recording, sorting
 
+
+# name, probe, excitatory and inhibitory neurons
+MEAREC_CASES = (("mearec_tetrode", "tetrode", 5, 2), ("mearec_32", "Neuronexus-32", 14, 6))
 
 MADE_CASES = (
     Case(

@@ -33,8 +33,9 @@ TIMED_RESULTS = RESULTS / "timed"  # made by `make bench` on a machine that did 
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: made by benchmarks/report.py -->", "<!-- end of results -->"
 STYLE = (
-    "body { font-family: sans-serif; max-width: 75em; margin: 2em auto; padding: 0 1em; } img { max-width: 100%; } "
-    "table { border-collapse: collapse; } td, th { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; }"
+    "body { font-family: sans-serif; max-width: 100em; margin: 2em auto; padding: 0 1em; } img { max-width: 100%; } "
+    "table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 0.85em; } "
+    "td, th { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; white-space: nowrap; }"
 )
 
 

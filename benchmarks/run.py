@@ -24,7 +24,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
-from cases import find_cases, prepare_case
+from cases import find_cases, name_pair, prepare_case
 from limits import run_limited
 from sorters import VARIANTS, get_sorter, match_true_templates
 from summary import LIMIT, RESULTS
@@ -185,8 +185,10 @@ def name_result(case, sorter, seed, options):
 
 def run_all(options):
     """Run every case, sorter and seed that has no result yet."""
-    cases = find_cases(options.sets, options.recording, options.ground_truth, options.real_data)
+    cases = find_cases(options.sets, options.recording, options.ground_truth, options.real_data, options.work_folder)
     names = list(cases) if options.cases == ["all"] else options.cases
+    if options.recording and not names:
+        names = [name_pair(options.recording)]
     unknown = sorted(set(names) - set(cases))
     if unknown:
         raise SystemExit(f"unknown cases {unknown}; the cases are {list(cases)}")
