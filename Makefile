@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCH_OUT ?= benchmark_work/results
 BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
-BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
+BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT)
 PEERS := lupin tridesclous2 spykingcircus2
 
 .PHONY: test demo lint bench bench-full venv clean
@@ -34,7 +34,7 @@ bench-full: $(STAMP)
 	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --seeds 0 1 2 --sorters huidurep $(PEERS) mountainsort5 limit
 	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --sorters simple huidurep_gmm huidurep_pca \
 		huidurep_no_temporal_whitening
-	$(BENCH_RUN) --cases native_tetrode --duration 20 --sorters kilosort4 kilosort4_tetrode
+	$(BENCH_RUN)/short --cases native_tetrode --duration 15 --sorters huidurep kilosort4 kilosort4_tetrode mountainsort5
 	$(BENCH_REPORT)
 
 venv: $(STAMP)

@@ -27,9 +27,10 @@ from summary import (
     order_cases,
     order_sorters,
     read_results,
+    shorten_error,
 )
 
-TIMED_RESULTS = RESULTS / "timed"  # made by `make bench` on a machine that did nothing else
+TIMED, SHORT = "timed", "short"  # folders in that of the results, see benchmarks/README.md
 README = Path(__file__).parents[1] / "README.md"
 START, END = "<!-- results: made by benchmarks/report.py -->", "<!-- end of results -->"
 STYLE = (
@@ -65,7 +66,7 @@ def make_accuracy_table(results):
     failed = {}
     for result in results:
         if "error" in result:
-            failed.setdefault((result["case"], result["sorter"]), result["error"].splitlines()[0])
+            failed.setdefault((result["case"], result["sorter"]), shorten_error(result["error"]))
     names = order_sorters(runs)
     sorters = names + sorted({sorter for _, sorter in failed} - set(names))
     reasons = []
@@ -126,13 +127,28 @@ def make_cost_table(runs):
     return pd.DataFrame(columns).loc[factor.columns]
 
 
-def make_readme_text(results, timed_results):
-    """The tables of the README: accuracy, the paired test, and the costs of the timed runs."""
+def make_short_table(results):
+    """Accuracy and seconds of each run, or why it failed: one row a run."""
+    rows = {}
+    for result in sorted(results, key=lambda result: (result["case"], result["sorter"])):
+        if "error" in result:
+            cells = ["failed", "", shorten_error(result["error"])]
+        else:
+            run = make_run_table([result])
+            cells = [f"{_format_runs(run)} of {run['n_true'].iloc[0]}", f"{result['seconds']:.0f}", ""]
+        rows[f"{result['case']}: {result['sorter']}"] = cells
+    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy (units)", "wall time (s)", "reason"])
+
+
+def make_readme_text(results, timed_results, short_results):
+    """The tables of the README: accuracy, the paired test, the costs of the timed runs, and the short runs."""
     table, reasons = make_accuracy_table([result for result in results if not result["sorter"].startswith(f"{OURS}_")])
     sentences, _ = describe_comparison(make_unit_table(results))
     parts = [to_markdown(table, "recording (true units)"), *number_reasons(reasons), *sentences]
     if timed_results:
         parts.append(to_markdown(make_cost_table(make_run_table(timed_results)), "sorter"))
+    if short_results:
+        parts.append(to_markdown(make_short_table(short_results), "short recording: sorter"))
     return "\n\n".join(parts)
 
 
@@ -141,7 +157,7 @@ def number_reasons(reasons):
     return [f"({index}) {reason}" for index, reason in enumerate(reasons, 1)]
 
 
-def make_sections(results, timed_results, agreements):
+def make_sections(results, timed_results, short_results, agreements):
     """
     The parts of the report.
 
@@ -151,6 +167,8 @@ def make_sections(results, timed_results, agreements):
         Of all runs.
     timed_results : list of dict
         Of the runs whose times can be compared.
+    short_results : list of dict
+        Of sorters that are too slow or too fragile for the other cases.
     agreements : list of dict
         Of sorters on real recordings, as `real_recording.py` writes them.
 
@@ -212,6 +230,10 @@ def make_sections(results, timed_results, agreements):
                 figures.plot_costs(timed),
             )
         )
+    if short_results:
+        sections.append(
+            Section("Short recordings", (describe_machine(short_results),), make_short_table(short_results))
+        )
     for agreement in agreements:
         sections.append(
             Section(
@@ -268,6 +290,11 @@ def write_report(sections, folder):
     )
 
 
+def read_all_results(folder):
+    """Results of a folder, of its timed runs, and of its short ones."""
+    return read_results(folder), read_results(folder / TIMED), read_results(folder / SHORT)
+
+
 def replace_text(readme, text):
     """The README with the text between the markers."""
     before, rest = readme.split(START)
@@ -278,19 +305,18 @@ def replace_text(readme, text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=RESULTS, type=Path, help="folder of results")
-    parser.add_argument("--timed-results", default=TIMED_RESULTS, type=Path, help="folder of results with clean times")
     parser.add_argument("--out", default="benchmark_report", type=Path, help="folder of the report")
     parser.add_argument("--update-readme", action="store_true", help="only put the tables into the README")
     options = parser.parse_args()
-    results, timed_results = read_results(options.results), read_results(options.timed_results)
+    results, timed_results, short_results = read_all_results(options.results)
     if options.update_readme:
-        text = make_readme_text(results, timed_results)
+        text = make_readme_text(results, timed_results, short_results)
         README.write_text(replace_text(README.read_text(encoding="utf8"), text), encoding="utf8")
         return
     agreements = [
         json.loads(path.read_text(encoding="utf8")) for path in sorted(options.results.glob("*__agreement.json"))
     ]
-    write_report(make_sections(results, timed_results, agreements), options.out)
+    write_report(make_sections(results, timed_results or results, short_results, agreements), options.out)
 
 
 if __name__ == "__main__":

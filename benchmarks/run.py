@@ -27,7 +27,7 @@ import psutil
 from cases import find_cases, name_pair, prepare_case
 from limits import run_limited
 from sorters import VARIANTS, get_sorter, match_true_templates
-from summary import LIMIT, RESULTS
+from summary import LIMIT, RESULTS, shorten_error
 
 PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scikit-learn", "mountainsort5", "kilosort")
 ERROR_LENGTH = 2000
@@ -91,7 +91,7 @@ def run_job(result_path, *arguments):
         result = sort_and_compare(*arguments)
     except Exception as error:
         traceback.print_exc()
-        result = dict(error=f"{type(error).__name__}: {error}"[:ERROR_LENGTH])
+        result = dict(error=f"{type(error).__name__}: {error}"[-ERROR_LENGTH:])
     result["load_average"] = [round(load_before, 2), round(os.getloadavg()[0], 2)]
     write_json(result_path, result)
 
@@ -211,7 +211,7 @@ def run_all(options):
 def summarize(result):
     """One line about a result."""
     if "error" in result:
-        return result["error"].splitlines()[0]
+        return shorten_error(result["error"])
     accuracy = result["performance"]["accuracy"]
     return f"accuracy {sum(accuracy) / len(accuracy):.3f}, {result['seconds']} s, {result['counts']}"
 

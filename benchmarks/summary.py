@@ -1,6 +1,7 @@
 """What the result files say together: tables of runs and units, accuracy of sorters, and whether they differ."""
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,12 @@ def read_results(folder=RESULTS):
     results : list of dict
     """
     return [json.loads(path.read_text(encoding="utf8")) for path in sorted(Path(folder).glob("*__seed*.json"))]
+
+
+def shorten_error(error):
+    """The line of an error that says what was wrong: the last that names an exception, otherwise the first."""
+    named = re.findall(r"^\w*(?:Error|Exception|Interrupt)\b.*$", error, flags=re.MULTILINE)
+    return named[-1] if named else error.splitlines()[0]
 
 
 def make_run_table(results):

@@ -106,6 +106,14 @@ def test_comparison_pairs_units_with_the_best_peer():
     assert row["p_value"] == pytest.approx(2 / 2**6)  # all six differences have the same sign
 
 
+def test_short_table_has_times_and_reasons(results):
+    import report
+
+    table = report.make_short_table(results[2:5])
+    assert table.loc["np32_drift: fast"].tolist() == ["0.68 (1) of 4", "10", ""]
+    assert table.loc["np32_drift: slow"].tolist() == ["failed", "", "stopped: over the time limit of 5 s"]
+
+
 def test_p_value_of_equal_accuracies():
     from summary import compute_p_value
 
@@ -121,7 +129,7 @@ def test_report_is_written(results, tmp_path):
         n_agreed=dict(huidurep={"1": 1, "2": 1}, fast={"2": 1}),
         pairs=[["huidurep", "fast", 1]],
     )
-    report.write_report(report.make_sections(results, results, [agreement]), tmp_path)
+    report.write_report(report.make_sections(results, results, results[-2:], [agreement]), tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     text = (tmp_path / "report.md").read_text(encoding="utf8")
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
@@ -130,6 +138,19 @@ def test_report_is_written(results, tmp_path):
         assert f'src="{name}"' in page and f"({name})" in text
     for part in ("about np32_drift", "over the time limit of 5 s", "load average of the machine 0.5 to 1.5"):
         assert part in page and part in text
+
+
+@pytest.mark.parametrize(
+    "error, short",
+    [
+        ("stopped: over the time limit of 5 s", "stopped: over the time limit of 5 s"),
+        ("SpikeSortingError: trace:\n  File x\nTypeError: 'a' is wrong\n\nSorting failed.", "TypeError: 'a' is wrong"),
+    ],
+)
+def test_errors_are_shortened_to_their_reason(error, short):
+    from summary import shorten_error
+
+    assert shorten_error(error) == short
 
 
 def test_markdown_table():
@@ -154,5 +175,5 @@ def test_readme_shows_the_results():
     import report
 
     readme = (REPOSITORY / "README.md").read_text(encoding="utf8")
-    results, timed_results = report.read_results(report.RESULTS), report.read_results(report.TIMED_RESULTS)
-    assert report.replace_text(readme, report.make_readme_text(results, timed_results)) == readme
+    text = report.make_readme_text(*report.read_all_results(report.RESULTS))
+    assert report.replace_text(readme, text) == readme
