@@ -4,6 +4,7 @@ Sort recordings with known spikes and write one JSON file a case, sorter and see
     python benchmarks/run.py --cases native_tetrode --sorters huidurep lupin --seeds 0 1
     python benchmarks/run.py --sets GT_FOLDER --cases np32_static --sorters huidurep limit
     python benchmarks/run.py --recording REC --ground-truth GT --sorters huidurep
+    python benchmarks/run.py --cases native_static --params '{"weights": "mine.safetensors"}' --label _mine
     python benchmarks/run.py --sets GT_FOLDER --list
 
 Every sorting runs in a process of its own, one at a time, by SpikeInterface's `SorterStudy`. A run that raises, dies,
@@ -24,16 +25,18 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import psutil
+import spikeinterface.full as si
 from cases import find_cases, name_pair, prepare_case
 from limits import run_limited
 from sorters import VARIANTS, get_sorter, match_true_templates
+from spikeinterface.benchmark import SorterStudy
 from summary import LIMIT, RESULTS, shorten_error
 
 PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scikit-learn", "mountainsort5", "kilosort")
 ERROR_LENGTH = 2000
 
 
-def sort_and_compare(case, sorter, seed, n_jobs, case_folder, folder):
+def sort_and_compare(case, sorter, more_params, seed, n_jobs, case_folder, folder):
     """
     Sort a prepared case and compare with the truth.
 
@@ -41,6 +44,8 @@ def sort_and_compare(case, sorter, seed, n_jobs, case_folder, folder):
     ----------
     case : Case
     sorter : str
+    more_params : dict
+        Parameters beside those of `get_sorter`.
     seed : int
     n_jobs : int
     case_folder : Path
@@ -53,31 +58,27 @@ def sort_and_compare(case, sorter, seed, n_jobs, case_folder, folder):
     result : dict
         Plain values: performance by true unit, counts of units, seconds.
     """
-    import spikeinterface.full as si
-    from spikeinterface.benchmark import SorterStudy
-
     si.set_global_job_kwargs(n_jobs=n_jobs, chunk_duration="1s", progress_bar=False)
     analyzer = si.load_sorting_analyzer(case_folder / "analyzer")
     params = {}
     if sorter != LIMIT:
         sorter_name, params = get_sorter(sorter, seed)
-        params = dict(sorter_name=sorter_name, **params)
-    key = sorter
-    cases = {key: dict(dataset=case.name, label=sorter, params=params)}
+        params = dict(sorter_name=sorter_name) | params | more_params
+    cases = {sorter: dict(dataset=case.name, label=sorter, params=params)}
     study = SorterStudy.create(folder, datasets={case.name: analyzer}, cases=cases, levels="sorter")
     if sorter == LIMIT:
         start = time.perf_counter()
         found = match_true_templates(analyzer.recording, analyzer.sorting, case.drifts, folder)
         seconds = time.perf_counter() - start
-        study.set_precomputed_results({key: dict(sorting=found, run_time=seconds)})
+        study.set_precomputed_results({sorter: dict(sorting=found, run_time=seconds)})
     else:
         study.run()
     study.compute_results()
     performance = study.get_performance_by_unit().set_index("gt_unit_id").loc[analyzer.unit_ids]
     return dict(
         params=params,
-        seconds=round(float(study.get_run_times().loc[key, "run_times"]), 1),
-        counts={name: int(count) for name, count in study.get_count_units().loc[key].items()},
+        seconds=round(float(study.get_run_times().loc[sorter, "run_times"]), 1),
+        counts={name: int(count) for name, count in study.get_count_units().loc[sorter].items()},
         performance={
             name: performance[name].astype(float).round(4).tolist() for name in ("accuracy", "precision", "recall")
         },
@@ -153,7 +154,7 @@ def run_one(case, sorter, seed, options):
     limits = options.time_limit_s, options.memory_limit_mb
     result = dict(
         case=name_case(case, options),
-        sorter=sorter,
+        sorter=sorter + options.label,
         seed=seed,
         n_jobs=options.n_jobs,
         limits=dict(time_s=limits[0], memory_mb=limits[1]),
@@ -165,7 +166,7 @@ def run_one(case, sorter, seed, options):
         if error:
             return result | dict(error=f"no recording: {error}")
     result |= json.loads((case_folder / "facts.json").read_text(encoding="utf8"))
-    arguments = (part, case, sorter, seed, options.n_jobs, case_folder, study_folder)
+    arguments = (part, case, sorter, options.params, seed, options.n_jobs, case_folder, study_folder)
     peak_memory_mb, error = run_limited(run_job, arguments, log, *limits)
     result |= dict(error=error) if error else json.loads(part.read_text(encoding="utf8"))
     if not options.keep:
@@ -180,7 +181,7 @@ def name_case(case, options):
 
 def name_result(case, sorter, seed, options):
     """File name without ending of a result."""
-    return f"{name_case(case, options)}__{sorter}__seed{seed}"
+    return f"{name_case(case, options)}__{sorter}{options.label}__seed{seed}"
 
 
 def run_all(options):
@@ -228,6 +229,8 @@ def make_parser():
     parser.add_argument(
         "--sorters", nargs="+", default=["huidurep"], help=f"{LIMIT}, {variants}, or any sorter of SpikeInterface"
     )
+    parser.add_argument("--params", type=json.loads, default={}, help="more parameters of the sorters, as JSON")
+    parser.add_argument("--label", default="", help="added to the name of the sorters in the results")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the sorter")
     parser.add_argument("--duration", type=float, help="cut the recordings to this number of seconds")
     parser.add_argument("--n-jobs", type=int, default=1)
