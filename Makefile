@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 
 BENCH_OUT ?= benchmark_work/results
 BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
-BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT)
+BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
 PEERS := lupin tridesclous2 spykingcircus2
 
 .PHONY: test demo lint bench bench-full venv clean

@@ -6,6 +6,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from matplotlib.ticker import LogLocator, NullFormatter
 from summary import COUNTS, LIMIT, SCORES, compute_ratios_to_fastest_peer, make_score_table, order_cases, order_sorters
 
 N_BANDS = 5  # of SNR or firing rate, with the same number of units each
@@ -95,7 +96,10 @@ def plot_accuracy_against(units, column, label):
     for axis in axes[:, 0]:
         axis.set_ylabel("accuracy")
     for axis in axes.ravel():
-        axis.tick_params(axis="x", which="both", labelbottom=True)
+        axis.tick_params(axis="x", labelbottom=True)
+        axis.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.xaxis.set_major_formatter("{x:g}")
+        axis.xaxis.set_minor_formatter(NullFormatter())
     figure.supxlabel(label, fontsize=10)
     figure.tight_layout()
     return figure

@@ -290,9 +290,9 @@ def write_report(sections, folder):
     )
 
 
-def read_all_results(folder):
-    """Results of a folder, of its timed runs, and of its short ones."""
-    return read_results(folder), read_results(folder / TIMED), read_results(folder / SHORT)
+def read_all_results(folder, timed_folder=None):
+    """Results of a folder, of its timed runs (or those of another folder), and of its short ones."""
+    return read_results(folder), read_results(timed_folder or folder / TIMED), read_results(folder / SHORT)
 
 
 def replace_text(readme, text):
@@ -305,10 +305,11 @@ def replace_text(readme, text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--results", default=RESULTS, type=Path, help="folder of results")
+    parser.add_argument("--timed-results", type=Path, help="folder of results whose times count, default: timed in it")
     parser.add_argument("--out", default="benchmark_report", type=Path, help="folder of the report")
     parser.add_argument("--update-readme", action="store_true", help="only put the tables into the README")
     options = parser.parse_args()
-    results, timed_results, short_results = read_all_results(options.results)
+    results, timed_results, short_results = read_all_results(options.results, options.timed_results)
     if options.update_readme:
         text = make_readme_text(results, timed_results, short_results)
         README.write_text(replace_text(README.read_text(encoding="utf8"), text), encoding="utf8")
@@ -316,7 +317,7 @@ def main():
     agreements = [
         json.loads(path.read_text(encoding="utf8")) for path in sorted(options.results.glob("*__agreement.json"))
     ]
-    write_report(make_sections(results, timed_results or results, short_results, agreements), options.out)
+    write_report(make_sections(results, timed_results, short_results, agreements), options.out)
 
 
 if __name__ == "__main__":
