@@ -1,21 +1,18 @@
 """Express the embedding in units of its own noise."""
 
 import copy
-from dataclasses import replace
 
 import torch
 
 from .ssl import run_in_buckets
 from .views import draw_pair, make_static
 
-DRIFT_UM = 4.0  # of the probe against a unit between two spikes; more would cost static recordings
 RIDGE = 0.002  # of the mean variance, so that no dimension is blown up without limit
 
 
 def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_units, seed, whiten=True):
     """
-    Whiten the embedding by the noise between spikes of one unit, a little drift included; the transform goes into the
-    encoder's head.
+    Whiten the embedding by the noise between spikes of one unit; the transform goes into the encoder's head.
 
     Contrast leaves the scale of the dimensions open: some vary much from spike to spike of one unit, some little, and
     distances are ruled by the former. Afterwards the noise has, over training units, the same size in all directions
@@ -42,10 +39,9 @@ def calibrate_encoder(encoder, source, view_config, *, n_batches, n_sites, n_uni
     calibrated = copy.deepcopy(encoder).eval().requires_grad_(False)
     generator = torch.Generator().manual_seed(seed)
     differences, means = [], []
-    view_config = replace(make_static(view_config), drift_um=DRIFT_UM)
     with torch.inference_mode():
         for _ in range(n_batches):
-            pair = draw_pair(source, n_sites, n_units, view_config, generator)
+            pair = draw_pair(source, n_sites, n_units, make_static(view_config), generator)
             first, second = (run_in_buckets(calibrated.encode, view)[0].double() for view in pair)
             differences.append((first - second) / 2**0.5)
             means.append(0.5 * (first + second).mean(dim=0))

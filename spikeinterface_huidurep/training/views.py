@@ -14,7 +14,6 @@ MAX_CHANNELS = 12
 RADIUS_UM = 120.0
 PEAK_WINDOW = (-20, 28)  # samples from the origin: where the trough of a filtered unit may lie
 MAX_BAND = 0.9  # of the Nyquist frequency: what the anti-aliasing of a slow recording leaves
-SHARED_CENTRE_UM = 45.0  # a channel shared by units is up to this far from the main channel of the site
 FAR_UM = 5e3  # further than any channel of a site
 
 
@@ -28,8 +27,6 @@ class ViewConfig:
     """The same for the `bursting_probability` others; always within 0.85 to 1.15."""
     bursting_probability: float = 0.3
     """Part of the sites with larger changes of amplitude."""
-    channel_amplitude_sd: float = 0.0
-    """SD of the relative amplitude on each channel on its own: the shape of spikes varies too."""
     drift_um: float = 1.0
     """A unit moves by up to +- this along the probe at most sites."""
     drift_max_um: float = 6.0
@@ -46,8 +43,6 @@ class ViewConfig:
     """The second spike comes from up to this far along both axes."""
     other_centre_probability: float = 0.1
     """Part of the views centred on another strong channel."""
-    shared_centre_probability: float = 0.0
-    """Part of the sites where all units are centred on one channel near their peak, however weak they are there."""
     dropout_probability: float = 0.2
     """Part of the views with missing channels."""
     few_channels_probability: float = 0.15
@@ -72,7 +67,6 @@ def make_static(config, collision_probability=0.0):
         dropout_probability=0.0,
         few_channels_probability=0.0,
         other_centre_probability=0.0,
-        shared_centre_probability=0.0,
         collision_probability=collision_probability,
     )
 
@@ -118,8 +112,6 @@ class Scene:
     """int64 (b, c): its sample."""
     centre: torch.Tensor
     """int64 (b,): channel on which the units are centred."""
-    reference: torch.Tensor
-    """int64 (b,): channel on whose trough they are aligned; the centre but where units share one."""
     drift_um: torch.Tensor
     amplitude_sd: torch.Tensor
     max_channels: torch.Tensor
@@ -191,14 +183,8 @@ def draw_scene(source, n_sites, n_units, config, generator):
     main = positions.norm(dim=-1).argmin(dim=1)
     best, strongest = strength.max(dim=1)
     is_main = strength.gather(1, main.unsqueeze(1)).squeeze(1) >= 0.7 * best
-    centre = reference = torch.where(is_main, main, strongest)
-    if config.shared_centre_probability > 0:
-        is_shared = repeat(site(0, 1) < config.shared_centre_probability)
-        centre = torch.where(
-            is_shared, repeat(_draw_shared_centres(positions, channel_mask, n_units, generator)), centre
-        )
-        reference = torch.where(is_shared, strongest, reference)
-    peak = strength.gather(1, reference.unsqueeze(1)).squeeze(1)
+    centre = torch.where(is_main, main, strongest)
+    peak = strength.gather(1, centre.unsqueeze(1)).squeeze(1)
 
     is_bursting, is_drifting = site(0, 1) < config.bursting_probability, site(0, 1) < config.drift_probability
     is_small = site(0, 1) < config.few_channels_probability
@@ -215,7 +201,6 @@ def draw_scene(source, n_sites, n_units, config, generator):
         strength=strength / peak.unsqueeze(1),
         trough=trough + first,
         centre=centre,
-        reference=reference,
         drift_um=repeat(torch.where(is_drifting, site(0, 1) * config.drift_max_um, torch.tensor(config.drift_um))),
         amplitude_sd=repeat(
             torch.where(is_bursting, config.amplitude_sd_bursting, config.amplitude_sd).to(torch.float32)
@@ -240,16 +225,12 @@ def draw_view(scene, config, generator):
     offset_um = torch.stack([0.2 * row(-1, 1), row(-1, 1)], dim=1) * scene.drift_um.unsqueeze(1)
     relative = torch.randn(n_total, generator=generator) * scene.amplitude_sd
     gain = scene.scale * (1 + relative).clamp(0.85, 1.15)
-    aligned_on = torch.where(centre == scene.centre, scene.reference, centre)
-    alignment = (scene.window.origin - scene.trough.gather(1, aligned_on.unsqueeze(1)).squeeze(1)).float()
+    alignment = (scene.window.origin - scene.trough.gather(1, centre.unsqueeze(1)).squeeze(1)).float()
     jitter_sd = 0.2 + 3.0 / scene.amplitudes  # noise moves the extremum of small spikes
     whole = (torch.randn(n_total, generator=generator) * jitter_sd).round().clamp(-2, 2)
     jitter = whole + row(-config.jitter, config.jitter)
 
-    gains = gain[:, None, None]
-    if config.channel_amplitude_sd > 0:
-        gains = gains * (1 + config.channel_amplitude_sd * torch.randn(n_total, MAX_CHANNELS, 1, generator=generator))
-    spectra = _gather_channels(scene.compute_spectra(offset_um) * scene.filters, channels) * gains
+    spectra = _gather_channels(scene.compute_spectra(offset_um) * scene.filters, channels) * gain[:, None, None]
     clean = shift_and_crop(spectra, alignment + jitter, scene.window)
     aligned = shift_and_crop(spectra, alignment, scene.window)
     waveforms = clean + _draw_collisions(scene, channels, config, generator)
@@ -278,12 +259,6 @@ def shift_and_crop(spectra, shift, window):
 
 def _gather_channels(values, channels):
     return values.gather(1, channels.unsqueeze(-1).expand(-1, -1, values.shape[-1]))
-
-
-def _draw_shared_centres(positions, channel_mask, n_units, generator):
-    """One channel a site, near the main channel: (n_sites,)."""
-    is_near = (positions.norm(dim=-1) <= SHARED_CENTRE_UM) & channel_mask
-    return torch.multinomial(is_near[::n_units].float(), 1, generator=generator).squeeze(1)
 
 
 def _draw_centres(scene, config, generator):

@@ -153,30 +153,3 @@ def test_slow_recordings_hold_nothing_above_their_band():
     for values in (filters, noise_shape):
         assert (values[:, frequencies_hz >= 9000] == 0).all() and (values[:, frequencies_hz == 3750] > 0).all()
     assert (filters[:, (frequencies_hz > 4500) & (frequencies_hz < 9000)] == 0).any()
-
-
-def test_channels_vary_on_their_own(source):
-    config = ViewConfig(**STILL, channel_amplitude_sd=0.05)
-    scene = draw_scene(source, 8, 16, config, make_generator())
-    first, second = (
-        expand_amplitude(draw_view(scene, config, make_generator(seed)).aligned_compressed) for seed in (1, 2)
-    )
-    ratio = first.square().sum(dim=-1).sqrt() / second.square().sum(dim=-1).sqrt()
-    large = first.abs().amax(dim=-1) > 1
-    assert ratio[large].log().std().item() == pytest.approx(0.05 * 2**0.5, rel=0.15)
-
-
-def test_shared_centres(source):
-    """All units of a site have one centre, and each is aligned on the channel where it is largest."""
-    config = ViewConfig(**STILL, shared_centre_probability=1.0)
-    scene = draw_scene(source, 8, 16, config, make_generator())
-    assert (scene.centre.reshape(8, 16) == scene.centre.reshape(8, 16)[:, :1]).all()
-    assert (scene.reference != scene.centre).any()
-    view = draw_view(scene, config, make_generator())
-    assert (view.positions[:, 0] == 0).all()
-    rows = torch.arange(len(scene.centre))
-    assert (scene.strength[rows, scene.reference] == scene.strength.amax(dim=1)).all()
-    clean = view.aligned_compressed.abs()
-    has_reference = scene.strength[rows, scene.centre] == 1
-    trough = clean[rows, clean.amax(dim=-1).argmax(dim=1)].argmax(dim=-1)
-    assert (trough[has_reference] == 24).float().mean() > 0.8
