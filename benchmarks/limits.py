@@ -7,6 +7,7 @@ import time
 import psutil
 
 POLL_S = 0.2
+MAX_OUTPUT = 100  # characters of the output in an error
 
 
 def run_limited(function, arguments, log_path, time_limit_s, memory_limit_mb):
@@ -31,6 +32,7 @@ def run_limited(function, arguments, log_path, time_limit_s, memory_limit_mb):
     """
     process = multiprocessing.get_context("spawn").Process(target=_call_with_log, args=(function, arguments, log_path))
     start = time.monotonic()
+    log_path.touch()
     process.start()
     peak_mb, error = 0.0, None
     while error is None and process.is_alive():
@@ -44,8 +46,10 @@ def run_limited(function, arguments, log_path, time_limit_s, memory_limit_mb):
         end_process_tree(process.pid)
     process.join()
     if error is None and process.exitcode != 0:
-        lines = log_path.read_text(encoding="utf8", errors="replace").splitlines()
-        error = f"died with exit code {process.exitcode}: {lines[-1] if lines else 'no output'}"
+        error = f"died with exit code {process.exitcode}"
+    if error:
+        lines = log_path.read_text(encoding="utf8", errors="replace").split()
+        error += f"; last output: {' '.join(lines)[-MAX_OUTPUT:] or 'none'}"
     return round(peak_mb), error
 
 
