@@ -48,13 +48,20 @@ def _make_row(start, values, decimals=3):
 
 
 def average_denoisers(results):
-    """Mean over recordings of the signal-to-error ratio: dict of name -> one value (dB) or NaN a bin."""
+    """
+    Mean over recordings of the signal-to-error ratio: dict of name -> one value (dB) or NaN a bin.
+
+    Only denoisers that were run on all recordings with denoisers.
+    """
     collected = defaultdict(list)
+    results = [result for result in results if result["denoisers"]]
     for result in results:
         for name, values in result["denoisers"].items():
             collected[name].append([np.nan if value is None else value for value in values])
     means = {}
     for name, rows in collected.items():
+        if len(rows) < len(results):
+            continue
         rows = np.array(rows, dtype=float)
         counts = np.isfinite(rows).sum(axis=0)
         means[name] = np.where(counts, np.nansum(rows, axis=0) / np.maximum(counts, 1), np.nan)
@@ -69,12 +76,12 @@ def _make_denoiser_table(means, edges):
 
 
 def draw_figure(results, path):
-    """Bars of both scores for every recording, and the denoisers."""
+    """Bars of both scores for every recording, and the denoisers; only what was run on all recordings."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(14, 11), layout="constrained")
     axes = figure.subplots(3, 1)
-    names = list(dict.fromkeys(name for result in results for name in result["features"]))
+    names = [name for name in results[0]["features"] if all(name in result["features"] for result in results)]
     width = 0.8 / len(names)
     for axis, score in zip(axes, ("ari", "neighbours"), strict=False):
         values = np.array([_mean_scores(result, names, score) for result in results])
