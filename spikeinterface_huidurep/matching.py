@@ -8,6 +8,8 @@ from spikeinterface.sortingcomponents.tools import clean_templates, compute_spar
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
+MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template found things of many kinds
+WEAK_NORM = 13.0  # noise SD; norm of a template below which that is possible
 MAX_JITTER_MS = 0.4  # a template whose extremum is farther from the detected sample is a by-product of another spike
 
 
@@ -116,6 +118,40 @@ def match_templates(traces, templates, params, job_kwargs):
         spikes["sample_index"][found], labels[found], spikes["segment_index"][found], traces.sampling_frequency
     )
     return sorting
+
+
+def keep_confirmed_units(sorting, templates, n_spikes):
+    """
+    Leave out units whose weak template found far more spikes than it was made of: they are of many kinds, or noise.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        What matching found.
+    templates : spikeinterface.core.Templates
+    n_spikes : dict of unit id -> float
+        Number of detected spikes that the template was made of.
+
+    Returns
+    -------
+    sorting : NumpySorting
+    """
+    found = sorting.count_num_spikes_per_unit(outputs="dict")
+    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, n_spikes), strict=True))
+    confirmed = [
+        unit_id
+        for unit_id in sorting.unit_ids.tolist()
+        if found[unit_id] <= MAX_INFLATION * n_spikes[unit_id] or norms[unit_id] >= WEAK_NORM
+    ]
+    return sorting.select_units(confirmed)
+
+
+def measure_norms(templates, n_spikes):
+    """Norm of every template in noise SD, without what the noise of its spikes adds; shape (n_units,)."""
+    energies = np.sum(templates.get_dense_templates() ** 2, axis=(1, 2))
+    n_values = templates.num_samples * templates.sparsity_mask.sum(axis=1)
+    counts = np.array([n_spikes[unit_id] for unit_id in templates.unit_ids.tolist()])
+    return np.sqrt(np.maximum(energies - n_values / np.maximum(counts, 1), 0))
 
 
 def make_sorting(samples, labels, segments, sampling_frequency):

@@ -116,10 +116,12 @@ class SorterParams:
         "Filter, reference and whiten the traces here. Set it to False when the recording is band-pass filtered and "
         "whitened (unit noise on every channel) already.",
     )
-    apply_motion_correction: bool = _flag(
-        False,
-        "Estimate the drift of the probe and interpolate the traces back. Set it to True when units of a long probe "
-        "move along it or are split in time; needs apply_preprocessing.",
+    apply_motion_correction: bool | str = _choice(
+        "auto",
+        ("auto", True, False),
+        "Estimate the drift of the probe and interpolate the traces back; 'auto' does so from 16 channels on, where "
+        "there is drift. Set it to True or False when the log shows that this was decided wrongly; needs "
+        "apply_preprocessing.",
     )
     motion_correction_preset: str = _choice(
         "dredge_fast",

@@ -14,8 +14,10 @@ from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.features import compute_features, find_window
+from spikeinterface_huidurep.linking import join_fragments, link_fragments
 from spikeinterface_huidurep.matching import (
     estimate_templates,
+    keep_confirmed_units,
     keep_frequent_units,
     make_sorting,
     match_templates,
@@ -23,6 +25,7 @@ from spikeinterface_huidurep.matching import (
 )
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
+from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.results import (
     compute_posteriors,
     describe_units,
@@ -109,42 +112,46 @@ def sort_group(recording, params, folder, job_kwargs, clock):
 
 
 def _sort_traces(traces, params, folder, job_kwargs, clock):
-    matching = params.assignment == "matching"
     clusters = find_clusters(traces, params, folder, job_kwargs, clock)
     if clusters is None:
         return _find_nothing("no peak crosses detect_threshold", traces)
-    neighborhoods, peaks, labels, posteriors = (
-        clusters.neighborhoods,
-        clusters.peaks,
-        clusters.labels,
-        clusters.posteriors,
-    )
-    save_clustering(folder, peaks, labels, posteriors, clusters.features, params)
+    save_clustering(folder, clusters.peaks, clusters.labels, clusters.posteriors, clusters.features, params)
 
-    templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+    templates = estimate_templates(traces, clusters.peaks, clusters.labels, params, job_kwargs)
     if templates is None:
-        return _find_nothing(f"none of {len(np.unique(labels[labels >= 0]))} clusters can be a unit", traces)
+        return _find_nothing(f"none of {len(clusters.count_spikes())} clusters can be a unit", traces)
     clock.log("templates", f"{len(templates.unit_ids)} templates")
 
+    matching = params.assignment == "matching"
     if matching:
+        n_spikes = clusters.count_spikes()
+        templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
         sorting = match_templates(traces, templates, params, job_kwargs)
+        sorting = keep_confirmed_units(sorting, templates, n_spikes)
+        clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(templates.unit_ids)} templates")
         if len(sorting.unit_ids) == 0:
-            return _find_nothing(f"none of {len(templates.unit_ids)} templates fires at min_firing_rate", traces)
+            return _find_nothing(f"the spikes found confirm none of {len(templates.unit_ids)} templates", traces)
         templates = templates.select_units(sorting.unit_ids)
-        posteriors = compute_posteriors(
-            traces, sorting, templates, neighborhoods, params, folder / "waveforms" / "spikes", job_kwargs
-        )
-        clock.log("match", f"{len(posteriors)} spikes")
     else:
-        kept = np.isin(labels, templates.unit_ids)
-        sorting, order = make_sorting(
-            peaks["sample_index"][kept], labels[kept], peaks["segment_index"][kept], traces.sampling_frequency
-        )
-        posteriors = posteriors[kept][order]
+        sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
 
-    describe_units(sorting, templates, posteriors, params.peak_sign)
+    neurons = link_fragments(sorting, templates, segment_durations(traces))
+    if matching:
+        neighborhoods, spikes_folder = clusters.neighborhoods, folder / "waveforms" / "spikes"
+        posteriors = compute_posteriors(
+            traces, sorting, templates, neurons, neighborhoods, params, spikes_folder, job_kwargs
+        )
+    sorting, posteriors = join_fragments(sorting, posteriors, neurons)
+    clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
+
+    describe_units(sorting, templates.select_units(sorting.unit_ids), posteriors, params.peak_sign)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors
+
+
+def segment_durations(traces):
+    """Duration of every segment, list of float in s."""
+    return [traces.get_num_samples(index) / traces.sampling_frequency for index in range(traces.get_num_segments())]
 
 
 @dataclass
@@ -162,6 +169,30 @@ class Clusters:
     posteriors: np.ndarray
     """float32 (n_peaks,)."""
     neighborhoods: Neighborhoods
+    share_selected: float
+    """Share of the detected spikes that were clustered."""
+
+    def count_spikes(self):
+        """Number of detected spikes of each cluster, made good for the selection: dict of label -> float."""
+        labels, counts = np.unique(self.labels[self.labels >= 0], return_counts=True)
+        return dict(zip(labels.tolist(), (counts / self.share_selected).tolist(), strict=True))
+
+    def make_sorting(self, unit_ids, sampling_frequency):
+        """
+        The clusters `unit_ids` as they are.
+
+        Returns
+        -------
+        sorting : NumpySorting
+        posteriors : np.ndarray, float32, shape (n_spikes,)
+            In the order of `sorting.to_spike_vector()`.
+        """
+        kept = np.isin(self.labels, unit_ids)
+        peaks = self.peaks[kept]
+        sorting, order = make_sorting(
+            peaks["sample_index"], self.labels[kept], peaks["segment_index"], sampling_frequency
+        )
+        return sorting, self.posteriors[kept][order]
 
 
 def find_clusters(traces, params, folder, job_kwargs, clock):
@@ -213,9 +244,10 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
         params.seed,
     )
     move_inside(peaks, traces)
-    labels = keep_frequent_units(labels, len(peaks) / len(all_peaks), traces.get_total_duration(), params)
+    share_selected = len(peaks) / len(all_peaks)
+    labels = keep_frequent_units(labels, share_selected, traces.get_total_duration(), params)
     clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
-    return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods)
+    return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods, share_selected)
 
 
 def _find_nothing(reason, traces):

@@ -22,6 +22,10 @@ MIN_CHANNELS_FOR_REFERENCE = 32  # the median of fewer channels holds too much o
 DEAD_LEVEL = 1e-3  # a channel whose noise is below this share of the median channel is not connected
 MIN_DURATION_S = 0.1
 MIN_SEGMENT_MS = 5.0  # the margin of the band-pass filter
+MIN_CHANNELS_FOR_MOTION = 16  # on fewer, drift cannot be told from the neurons' own changes
+MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along the probe
+MIN_DURATION_FOR_MOTION_S = 30.0
+MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 
 def remove_dead_channels(recording):
@@ -152,10 +156,54 @@ def whiten(recording, params, folder, job_kwargs):
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)
     traces = spatial_whiten(traces, params.whitening_radius_um, seed=params.seed)
-    if params.apply_motion_correction:
-        motion = estimate_motion(filtered, params, folder / "motion", job_kwargs)
+    motion = decide_motion(filtered, params, folder / "motion", job_kwargs)
+    if motion is not None:
         traces = InterpolateMotionRecording(traces, motion, border_mode="force_extrapolate")
     return traces
+
+
+def decide_motion(recording, params, folder, job_kwargs):
+    """
+    The motion to correct, or None.
+
+    With `apply_motion_correction="auto"` it is estimated where the probe allows it, and corrected where the traces
+    drift by more than MIN_DRIFT_UM. The log says what was found and decided.
+
+    Parameters are those of `estimate_motion`.
+
+    Returns
+    -------
+    motion : spikeinterface.core.motion.Motion | None
+    """
+    if params.apply_motion_correction != "auto":
+        return estimate_motion(recording, params, folder, job_kwargs) if params.apply_motion_correction else None
+    if not can_show_motion(recording):
+        logger.info("drift is not estimated: too few channels, too short a probe or too short a recording")
+        return None
+    try:
+        motion = estimate_motion(recording, params, folder, job_kwargs)
+    except ValueError as error:
+        logger.warning("drift is not corrected: %s", error)
+        return None
+    drift_um = measure_drift(motion)
+    is_corrected = drift_um >= MIN_DRIFT_UM
+    logger.info("drift of %.1f um: %s", drift_um, "corrected" if is_corrected else "not corrected")
+    return motion if is_corrected else None
+
+
+def can_show_motion(recording):
+    """Whether the probe is long enough, and the recording, to estimate drift."""
+    return (
+        recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
+        and np.ptp(recording.get_channel_locations()[:, 1]) >= MIN_DEPTH_FOR_MOTION_UM
+        and recording.get_total_duration() >= MIN_DURATION_FOR_MOTION_S
+    )
+
+
+def measure_drift(motion):
+    """Range of the displacement in um, from its 5th to its 95th percentile, at the depth where it is largest."""
+    displacement = np.concatenate(motion.displacement)  # (n_times, n_depths)
+    return float(np.ptp(np.percentile(displacement, [5, 95], axis=0), axis=0).max())
 
 
 def estimate_motion(recording, params, folder, job_kwargs):

@@ -5,13 +5,14 @@ import json
 import numpy as np
 from spikeinterface.core import NumpySorting
 
+from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
 from spikeinterface_huidurep.waveforms import extract_waveforms, resample_templates
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 
 
-def compute_posteriors(traces, sorting, templates, neighborhoods, params, folder, job_kwargs):
+def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, params, folder, job_kwargs):
     """
     Probability that each spike belongs to its unit rather than to one of the units around it.
 
@@ -25,6 +26,8 @@ def compute_posteriors(traces, sorting, templates, neighborhoods, params, folder
     sorting : NumpySorting
     templates : spikeinterface.core.Templates
         Of the units of the sorting.
+    neurons : np.ndarray, int64, shape (n_units,)
+        See `linking.link_fragments`; fragments of one neuron are no alternative to each other.
     neighborhoods : Neighborhoods
     params : SorterParams
     folder : Path
@@ -48,8 +51,7 @@ def compute_posteriors(traces, sorting, templates, neighborhoods, params, folder
     for unit_index, channel in enumerate(main_channels):
         members = np.flatnonzero(spikes["unit_index"] == unit_index)
         distances_um = np.linalg.norm(locations_um[main_channels] - locations_um[channel], axis=1)
-        competitors = np.flatnonzero(distances_um <= COMPETITOR_DISTANCE_UM)
-        competitors = competitors[competitors != unit_index]
+        competitors = np.flatnonzero((distances_um <= COMPETITOR_DISTANCE_UM) & (neurons != neurons[unit_index]))
         if len(members) == 0 or len(competitors) == 0:
             continue
         rows = neighborhoods.channel_mask[channel]
@@ -100,8 +102,7 @@ def describe_units(sorting, templates, posteriors, peak_sign):
     spikes = sorting.to_spike_vector()
     counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids))
     totals = np.bincount(spikes["unit_index"], weights=posteriors, minlength=len(sorting.unit_ids))
-    weights = np.ptp(waveforms, axis=1) ** 2
-    locations_um = weights @ templates.get_channel_locations() / weights.sum(axis=1, keepdims=True)
+    locations_um = locate_templates(templates)
     sorting.set_property("main_channel_id", templates.channel_ids[find_main_channels(templates, peak_sign)])
     sorting.set_property("x_um", locations_um[:, 0])
     sorting.set_property("y_um", locations_um[:, 1])

@@ -1,0 +1,125 @@
+"""
+Link the fragments of a neuron that moved.
+
+Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the other
+is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
+their templates are alike and their spikes fall into the same stretches of time much less often than chance. The pair
+with the closest templates goes first, and the times of linked units are taken together: a neuron that is complete
+links to nothing.
+"""
+
+import numpy as np
+
+from spikeinterface_huidurep.matching import make_sorting
+from spikeinterface_huidurep.merging import find_lag
+from spikeinterface_huidurep.waveforms import resample_templates
+
+MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
+MIN_BINS = 6
+MIN_CHANCE_COINCIDENCES = 30  # pairs of spikes in the same bin that chance would give; with fewer nothing is known
+MAX_COINCIDENCE = 0.6  # share of what chance would give
+MAX_DIFFERENCE = 0.3  # of the energy of the larger template
+MAX_DISTANCE_UM = 60.0  # between the centres of two templates
+
+
+def link_fragments(sorting, templates, duration_s):
+    """
+    Find the units that are fragments of one neuron.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        One unit a template.
+    templates : spikeinterface.core.Templates
+    duration_s : list of float
+        Of every segment.
+
+    Returns
+    -------
+    neurons : np.ndarray, int64, shape (n_units,)
+        Index of the neuron of every unit: the index of the fragment with most spikes.
+    """
+    times_s = _concatenate_times(sorting, duration_s)
+    neurons = np.arange(len(times_s))
+    for _, first, second in sorted(find_alike_templates(templates)):
+        parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
+        trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
+        if neurons[first] != neurons[second] and coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE:
+            together = np.concatenate(parts)
+            neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
+    return neurons
+
+
+def find_alike_templates(templates):
+    """Pairs of close templates, list of (difference as a share of the energy, first, second)."""
+    waveforms, locations_um = resample_templates(templates), locate_templates(templates)
+    energies = np.sum(waveforms**2, axis=(1, 2))
+    pairs = []
+    for first in range(len(waveforms)):
+        distances_um = np.linalg.norm(locations_um[first + 1 :] - locations_um[first], axis=1)
+        for second in first + 1 + np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
+            _, difference = find_lag(waveforms[first], waveforms[second])
+            share = difference / max(energies[first], energies[second])
+            if share <= MAX_DIFFERENCE:
+                pairs.append((share, first, int(second)))
+    return pairs
+
+
+def join_fragments(sorting, posteriors, neurons):
+    """
+    Give the spikes of all fragments to their neuron.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        In the order of `sorting.to_spike_vector()`, as those returned.
+    neurons : np.ndarray, int64, shape (n_units,)
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Unit ids are those of the fragments with most spikes.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+    """
+    spikes = sorting.to_spike_vector()
+    labels = sorting.unit_ids[neurons][spikes["unit_index"]]
+    joined, order = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)
+    return joined, posteriors[order]
+
+
+def coincidence(first_s, second_s, duration_s):
+    """
+    How often two trains fire in the same stretch of time: 0 never, 1 as chance has it.
+
+    Parameters
+    ----------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+        Times in s.
+    duration_s : float
+
+    Returns
+    -------
+    coincidence : float
+        1 where there are too few spikes to tell.
+    """
+    n_pairs = len(first_s) * len(second_s)
+    n_bins = int(min(duration_s / MIN_BIN_S, n_pairs / MIN_CHANCE_COINCIDENCES))
+    if n_bins < MIN_BINS:
+        return 1.0
+    counts = [np.histogram(times, n_bins, range=(0, duration_s))[0] for times in (first_s, second_s)]
+    return float(n_bins * np.sum(counts[0] * counts[1]) / n_pairs)
+
+
+def locate_templates(templates):
+    """Centre of mass of the squared peak-to-peak amplitude of every template, shape (n_units, 2) in um."""
+    weights = np.ptp(templates.get_dense_templates(), axis=1) ** 2
+    return weights @ templates.get_channel_locations()[:, :2] / weights.sum(axis=1, keepdims=True)
+
+
+def _concatenate_times(sorting, duration_s):
+    """Times of every unit in s, the segments one after the other."""
+    spikes = sorting.to_spike_vector()
+    starts_s = np.r_[0, np.cumsum(duration_s)]
+    times_s = spikes["sample_index"] / sorting.sampling_frequency + starts_s[spikes["segment_index"]]
+    return [times_s[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]

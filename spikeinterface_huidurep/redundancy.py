@@ -1,0 +1,113 @@
+"""
+Templates that take the spikes of others.
+
+Where two neurons fire together often, their collisions are alike enough to become a cluster. Its template would take
+these spikes from both. It gives itself away: it is the sum of two templates, and it is as rare as the two coincide by
+chance. And where the spikes of one neuron are now and then detected at another of its extrema, their cluster has the
+template of the neuron, at another time.
+"""
+
+import numpy as np
+
+from spikeinterface_huidurep.linking import locate_templates
+
+MAX_DISTANCE_UM = 250.0  # between the centre of a template and those that it is made of
+MAX_SHIFT_MS = 1.5  # between the two spikes of a collision
+COINCIDENCE_MS = 3.0  # spikes this close change each other's waveform, before and after together
+MAX_RESIDUAL = 0.2  # of the energy, when the other templates are taken away
+MAX_RESIDUAL_OF_ONE = 0.6  # of what is left when only the first of two is taken away
+MIN_REPEAT_MS = 0.12  # the same template this much earlier or later is no other neuron
+N_FIRST = 3  # templates tried as the first of the two
+
+
+def remove_redundant_templates(templates, n_spikes, duration_s):
+    """
+    Leave out templates that are a more frequent one at another time, or the sum of two and as rare as these coincide.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+    n_spikes : dict of unit id -> float
+        Number of spikes in the recording.
+    duration_s : float
+
+    Returns
+    -------
+    templates : spikeinterface.core.Templates
+    """
+    counts = np.array([n_spikes[unit_id] for unit_id in templates.unit_ids.tolist()])
+    return templates.select_units(templates.unit_ids[~find_redundant_templates(templates, counts, duration_s)])
+
+
+def find_redundant_templates(templates, n_spikes, duration_s):
+    """Which templates `remove_redundant_templates` leaves out: bool, shape (n_units,) as `n_spikes`."""
+    waveforms = templates.get_dense_templates().astype("float32")  # (u, t, c)
+    locations_um = locate_templates(templates)
+    max_shift, min_repeat = (round(ms * 1e-3 * templates.sampling_frequency) for ms in (MAX_SHIFT_MS, MIN_REPEAT_MS))
+    is_redundant = np.zeros(len(waveforms), dtype=bool)
+    for unit in np.argsort(n_spikes, kind="stable"):
+        is_near = np.linalg.norm(locations_um - locations_um[unit], axis=1) <= MAX_DISTANCE_UM
+        is_near[unit] = False
+        others = np.flatnonzero(is_near & ~is_redundant & (n_spikes >= n_spikes[unit]))
+        if len(others) == 0:
+            continue
+        coincidences = np.outer(n_spikes[others], n_spikes[others]) * (COINCIDENCE_MS * 1e-3 / duration_s)
+        np.fill_diagonal(coincidences, 0)
+        is_redundant[unit] = _is_repeat(waveforms[unit], waveforms[others], min_repeat, max_shift) or _is_sum(
+            waveforms[unit], waveforms[others], coincidences >= n_spikes[unit], max_shift
+        )
+    return is_redundant
+
+
+def _is_repeat(waveform, others, min_repeat, max_shift):
+    """Whether the waveform is one of the others at another time."""
+    left, shifts = subtract_best(waveform, others, max_shift)
+    return np.any((left <= MAX_RESIDUAL * np.sum(waveform**2)) & (np.abs(shifts) >= min_repeat))
+
+
+def _is_sum(waveform, others, is_pair, max_shift):
+    """Whether the waveform is the sum of two of the others, which have to be a pair."""
+    left, shifts = subtract_best(waveform, others, max_shift)
+    for first in np.argsort(left, kind="stable")[:N_FIRST]:
+        residual = waveform - shift_samples(others[first], shifts[first])
+        left_of_both, _ = subtract_best(residual, others[is_pair[first]], max_shift)
+        enough = min(MAX_RESIDUAL * np.sum(waveform**2), MAX_RESIDUAL_OF_ONE * left[first])
+        if np.min(left_of_both, initial=np.inf) <= enough:
+            return True
+    return False
+
+
+def subtract_best(waveform, others, max_shift):
+    """
+    Energy that is left when each of the others is taken away at its best shift.
+
+    Parameters
+    ----------
+    waveform : np.ndarray, float32, shape (n_samples, n_channels)
+    others : np.ndarray, float32, shape (n_others, n_samples, n_channels)
+    max_shift : int
+        Samples.
+
+    Returns
+    -------
+    left : np.ndarray, float, shape (n_others,)
+    shifts : np.ndarray, int, shape (n_others,)
+        `waveform[t]` is like `others[t - shift]`.
+    """
+    n_samples = len(waveform)
+    spectrum = np.fft.rfft(waveform, 2 * n_samples, axis=0)
+    spectra = np.fft.rfft(others, 2 * n_samples, axis=1)
+    products = np.fft.irfft((spectrum * spectra.conj()).sum(axis=2), 2 * n_samples, axis=1)
+    shifts = np.arange(-max_shift, max_shift + 1)
+    best = products[:, shifts].argmax(axis=1)
+    product = products[np.arange(len(others)), shifts[best]]
+    return np.sum(waveform**2) + np.sum(others**2, axis=(1, 2)) - 2 * product, shifts[best]
+
+
+def shift_samples(waveform, shift):
+    """The waveform (n_samples, n_channels) `shift` samples later, 0 where it was not known."""
+    shifted = np.zeros_like(waveform)
+    n_samples = len(waveform)
+    start, stop = max(0, shift), min(n_samples, n_samples + shift)
+    shifted[start:stop] = waveform[start - shift : stop - shift]
+    return shifted
