@@ -134,7 +134,7 @@ def keep_confirmed_units(sorting, templates, n_spikes):
 
     Returns
     -------
-    sorting : NumpySorting
+    sorting : BaseSorting
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
     norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, n_spikes), strict=True))

@@ -38,6 +38,17 @@ def _flag(default, text):
     return _row(default, "True or False", convert, "", text)
 
 
+def _auto_or_flag(text):
+    def convert(value):
+        if isinstance(value, (bool, np.bool_)):
+            return bool(value)
+        if not isinstance(value, str) or value != "auto":
+            raise ValueError
+        return value
+
+    return _row("auto", "'auto', True or False", convert, "", text)
+
+
 def _number(default, low, high, unit, text):
     def convert(value):
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not low <= value <= high:
@@ -116,9 +127,7 @@ class SorterParams:
         "Filter, reference and whiten the traces here. Set it to False when the recording is band-pass filtered and "
         "whitened (unit noise on every channel) already.",
     )
-    apply_motion_correction: bool | str = _choice(
-        "auto",
-        ("auto", True, False),
+    apply_motion_correction: bool | str = _auto_or_flag(
         "Estimate the drift of the probe and interpolate the traces back; 'auto' does so from 16 channels on, where "
         "there is drift. Set it to True or False when the log shows that this was decided wrongly; needs "
         "apply_preprocessing.",

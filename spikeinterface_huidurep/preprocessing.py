@@ -178,7 +178,7 @@ def decide_motion(recording, params, folder, job_kwargs):
     if params.apply_motion_correction != "auto":
         return estimate_motion(recording, params, folder, job_kwargs) if params.apply_motion_correction else None
     if not can_show_motion(recording):
-        logger.info("drift is not estimated: too few channels, too short a probe or too short a recording")
+        logger.info("drift is not estimated: too few channels, several segments, or too short a probe or recording")
         return None
     try:
         motion = estimate_motion(recording, params, folder, job_kwargs)
@@ -192,9 +192,10 @@ def decide_motion(recording, params, folder, job_kwargs):
 
 
 def can_show_motion(recording):
-    """Whether the probe is long enough, and the recording, to estimate drift."""
+    """Whether the probe is long enough, and the recording, to estimate drift; SpikeInterface wants a single segment."""
     return (
-        recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
+        recording.get_num_segments() == 1
+        and recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
         and np.ptp(recording.get_channel_locations()[:, 1]) >= MIN_DEPTH_FOR_MOTION_UM
         and recording.get_total_duration() >= MIN_DURATION_FOR_MOTION_S
     )
@@ -229,7 +230,12 @@ def estimate_motion(recording, params, folder, job_kwargs):
         If SpikeInterface cannot estimate it, for example with too few spikes for the preset.
     """
     # kept in a property of the recording, so that the estimate does not measure them with another seed each time
-    get_noise_levels(recording, return_in_uV=False, random_slices_kwargs=dict(seed=params.seed))
+    get_noise_levels(
+        recording,
+        return_in_uV=False,
+        random_slices_kwargs=dict(seed=params.seed),
+        progress_bar=job_kwargs.get("progress_bar", False),
+    )
     try:
         _, motion_info = correct_motion(
             recording, preset=params.motion_correction_preset, folder=folder, output_motion_info=True, **job_kwargs

@@ -44,6 +44,7 @@ def find_redundant_templates(templates, n_spikes, duration_s):
     waveforms = templates.get_dense_templates().astype("float32")  # (u, t, c)
     locations_um = locate_templates(templates)
     max_shift, min_repeat = (round(ms * 1e-3 * templates.sampling_frequency) for ms in (MAX_SHIFT_MS, MIN_REPEAT_MS))
+    max_shift = min(max_shift, templates.num_samples - 1)
     is_redundant = np.zeros(len(waveforms), dtype=bool)
     for unit in np.argsort(n_spikes, kind="stable"):
         is_near = np.linalg.norm(locations_um - locations_um[unit], axis=1) <= MAX_DISTANCE_UM
@@ -86,7 +87,7 @@ def subtract_best(waveform, others, max_shift):
     waveform : np.ndarray, float32, shape (n_samples, n_channels)
     others : np.ndarray, float32, shape (n_others, n_samples, n_channels)
     max_shift : int
-        Samples.
+        Samples, below `n_samples`.
 
     Returns
     -------

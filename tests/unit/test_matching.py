@@ -4,14 +4,18 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spikeinterface.core import NumpyRecording
+from spikeinterface.core import NumpyRecording, Templates
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.matching import (
+    MAX_INFLATION,
+    WEAK_NORM,
     estimate_templates,
+    keep_confirmed_units,
     keep_frequent_units,
     make_sorting,
     match_templates,
+    measure_norms,
     move_inside,
 )
 from spikeinterface_huidurep.params import SorterParams
@@ -168,3 +172,72 @@ def test_matched_units_that_fire_rarely_are_dropped(two_units):
     templates = estimate_templates(recording, peaks, labels, PARAMS, JOB_KWARGS)
     sorting = match_templates(recording, templates, SorterParams(min_firing_rate=6.5), JOB_KWARGS)
     assert len(sorting.unit_ids) == 0
+
+
+# --- confirmed units ---
+
+
+def make_sparse_templates(arrays, masks, unit_ids):
+    """Templates of shape (n_samples, n_channels) each, of which only the channels of the mask are kept."""
+    masks = np.array(masks)
+    sparse = np.zeros((len(arrays), len(arrays[0]), masks.sum(axis=1).max()), dtype="float32")
+    for array, mask, of_unit in zip(arrays, masks, sparse, strict=True):
+        of_unit[:, : mask.sum()] = array[:, mask]
+    return Templates(
+        sparse,
+        SAMPLING_FREQUENCY,
+        nbefore=3,
+        sparsity_mask=masks,
+        channel_ids=np.arange(masks.shape[1]),
+        unit_ids=np.array(unit_ids),
+        is_in_uV=False,
+    )
+
+
+def test_norms_by_hand():
+    arrays = [np.full((10, 2), 2.0), np.full((10, 2), 3.0), np.full((10, 2), 0.1)]
+    templates = make_sparse_templates(arrays, [[True, True], [False, True], [True, False]], [7, 2, 5])
+    # energies 80, 90 and 0.1; noise of 20, 10 and 10 values over the spikes
+    found = measure_norms(templates, {2: 0, 5: 4.0, 7: 5.0, 9: 1.0})
+    np.testing.assert_allclose(found, [np.sqrt(80 - 4), np.sqrt(90 - 10), 0], rtol=1e-6)
+
+
+@pytest.mark.parametrize("n_spikes", [5, 50])
+@pytest.mark.parametrize("norm", [0.0, 12.0])
+def test_norm_is_that_of_the_neuron_however_few_the_spikes(n_spikes, norm):
+    rng = np.random.default_rng(0)
+    neuron = rng.normal(size=(150, 4))
+    neuron *= norm / np.linalg.norm(neuron)
+    means = [neuron + rng.normal(size=neuron.shape) / np.sqrt(n_spikes) for _ in range(200)]
+    templates = make_sparse_templates(means, np.ones((200, 4), dtype=bool), np.arange(200))
+    norms = measure_norms(templates, dict.fromkeys(range(200), n_spikes))
+    assert np.median(norms) == pytest.approx(norm, abs=0.3 if norm else 3.0)
+    assert np.mean(norms == 0) == pytest.approx(0 if norm else 0.5, abs=0.15)
+
+
+def keep_confirmed(found, norms, n_spikes):
+    """Ids that `keep_confirmed_units` leaves of units with `found` spikes; ids are 10, 20, ..."""
+    unit_ids = 10 * np.arange(1, len(found) + 1)
+    labels = np.repeat(unit_ids, found)
+    sorting, _ = make_sorting(np.arange(len(labels)), labels, np.zeros(len(labels), int), SAMPLING_FREQUENCY)
+    arrays = [np.full((25, 4), norm / 10) for norm in norms]  # 100 values
+    templates = make_sparse_templates(arrays, np.ones((len(found), 4), dtype=bool), unit_ids)
+    sorting = keep_confirmed_units(sorting, templates, dict(zip(unit_ids.tolist(), n_spikes, strict=True)))
+    counts = sorting.count_num_spikes_per_unit(outputs="array")
+    assert counts.tolist() == [n for n, unit_id in zip(found, unit_ids, strict=True) if unit_id in sorting.unit_ids]
+    return sorting.unit_ids.tolist()
+
+
+def test_weak_units_with_many_more_spikes_are_dropped():
+    weak, strong = 0.8 * WEAK_NORM, 1.1 * WEAK_NORM
+    few, many = int(MAX_INFLATION * 100), int(MAX_INFLATION * 100) + 1
+    assert keep_confirmed([few, many, many, 20], [weak, weak, strong, weak], [100.0] * 4) == [10, 30, 40]
+
+
+def test_what_the_noise_adds_does_not_make_a_template_strong():
+    norm = np.sqrt(WEAK_NORM**2 + 5)  # the mean of 10 spikes has 100 / 10 of noise
+    assert keep_confirmed([1000, 1000], [norm, norm], [10.0, 100.0]) == [20]
+
+
+def test_no_unit_may_be_confirmed():
+    assert keep_confirmed([100, 200], [1.0, 1.0], [10.0, 10.0]) == []

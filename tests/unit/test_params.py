@@ -79,6 +79,10 @@ def test_nonsense_is_refused_with_name_value_and_what_is_wanted(name):
     [
         ("apply_preprocessing", 1),
         ("apply_preprocessing", "False"),
+        ("apply_motion_correction", 1),
+        ("apply_motion_correction", 0.0),
+        ("apply_motion_correction", "True"),
+        ("apply_motion_correction", None),
         ("detect_threshold", True),
         ("detect_threshold", None),
         ("seed", 0.5),
@@ -101,6 +105,12 @@ def test_refused(name, value):
 @pytest.mark.parametrize("value", ["auto", "cpu", "cuda", "cuda:1", "mps"])
 def test_devices(value):
     assert SorterParams.from_dict({"torch_device": value}).torch_device == value
+
+
+@pytest.mark.parametrize(("value", "wanted"), [("auto", "auto"), (True, True), (np.False_, False), (np.True_, True)])
+def test_motion_correction_is_auto_or_a_flag(value, wanted):
+    found = SorterParams.from_dict({"apply_motion_correction": value}).apply_motion_correction
+    assert type(found) is type(wanted) and found == wanted
 
 
 def test_weights_become_an_absolute_path(tmp_path, monkeypatch):

@@ -7,11 +7,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
+from spikeinterface.core.motion import Motion
+from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 
+from spikeinterface_huidurep import preprocessing
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     MIN_CHANNELS_FOR_REFERENCE,
+    MIN_DRIFT_UM,
+    can_show_motion,
     check_finite,
+    decide_motion,
+    measure_drift,
     preprocess,
     remove_dead_channels,
     whiten,
@@ -167,6 +174,136 @@ def test_same_seed_same_traces(tmp_path):
         whiten(recording, SorterParams(seed=seed), tmp_path, JOB_KWARGS).get_traces(0, 1000, 2000) for seed in (0, 0, 1)
     )
     assert np.array_equal(first, again) and not np.array_equal(first, other)
+
+
+# --- motion ---
+
+
+def make_motion(*displacements_um):
+    """Motion of one or more segments, each of shape (n_times, n_depths)."""
+    times_s = [np.arange(len(displacement), dtype=float) for displacement in displacements_um]
+    return Motion(list(displacements_um), times_s, np.arange(displacements_um[0].shape[1], dtype=float))
+
+
+def test_drift_by_hand():
+    ramp = np.linspace(0, 100, 1001)[:, None]
+    assert measure_drift(make_motion(np.full((20, 3), 7.0))) == 0
+    assert measure_drift(make_motion(ramp)) == pytest.approx(90)
+    assert measure_drift(make_motion(np.hstack([-0.5 * ramp, ramp, 1000 + 0.1 * ramp]))) == pytest.approx(90)
+    assert measure_drift(make_motion(ramp[:501], ramp[501:])) == pytest.approx(90)
+
+
+def test_a_short_excursion_is_no_drift():
+    displacement = np.zeros((100, 1))
+    displacement[[3, 50, 51]] = [[80.0], [-40.0], [60.0]]
+    assert measure_drift(make_motion(displacement)) == 0
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 100), gain=st.floats(-3, 3), offset=st.floats(-100, 100))
+def test_drift_grows_with_the_motion_wherever_it_starts(seed, gain, offset):
+    displacement = np.random.default_rng(seed).normal(size=(40, 3)).cumsum(axis=0)
+    wanted = abs(gain) * measure_drift(make_motion(displacement))
+    assert measure_drift(make_motion(gain * displacement + offset)) == pytest.approx(wanted, abs=1e-9)
+
+
+def make_silence(n_channels=16, depth_um=300.0, duration_s=30.0, n_segments=1):
+    """Recording of 0 at 100 Hz: enough to ask for its size."""
+    traces = [np.zeros((round(100 * duration_s / n_segments), n_channels), "float32") for _ in range(n_segments)]
+    recording = NumpyRecording(traces, 100.0)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(n_channels), np.linspace(0, depth_um, n_channels)])
+    return recording
+
+
+@pytest.mark.parametrize(
+    ("size", "wanted"),
+    [
+        ({}, True),
+        ({"n_channels": 15}, False),
+        ({"n_channels": 384, "depth_um": 3840.0}, True),
+        ({"depth_um": 100.0}, True),
+        ({"depth_um": 99.0}, False),
+        ({"duration_s": 29.9}, False),
+        ({"duration_s": 60.0, "n_segments": 2}, False),
+    ],
+)
+def test_where_motion_can_be_estimated(size, wanted):
+    assert can_show_motion(make_silence(**size)) == wanted
+
+
+def test_depth_is_along_the_probe_not_across():
+    recording = make_silence()
+    recording.set_dummy_probe_from_locations(recording.get_channel_locations()[:, ::-1])
+    assert not can_show_motion(recording)
+
+
+@pytest.fixture
+def estimates(monkeypatch):
+    """List of what the estimate of motion returns or raises, one a call; empty when all was asked for."""
+    results = []
+
+    def estimate_motion(*_):
+        result = results.pop(0)
+        if isinstance(result, Exception):
+            raise result
+        return result
+
+    monkeypatch.setattr(preprocessing, "estimate_motion", estimate_motion)
+    return results
+
+
+def ramp_motion(drift_um):
+    return make_motion(np.linspace(0, drift_um / 0.9, 1001)[:, None])
+
+
+def decide(recording, tmp_path, **params):
+    return decide_motion(recording, SorterParams(**params), tmp_path, JOB_KWARGS)
+
+
+@pytest.mark.parametrize("drift_um", [0.0, 0.99 * MIN_DRIFT_UM, 1.01 * MIN_DRIFT_UM, 40.0])
+def test_drift_is_corrected_where_there_is_any(drift_um, estimates, tmp_path, caplog):
+    motion = ramp_motion(drift_um)
+    estimates.append(motion)
+    with caplog.at_level(logging.INFO):
+        found = decide(make_silence(), tmp_path)
+    assert found is (motion if drift_um > MIN_DRIFT_UM else None)
+    verdict = "corrected" if drift_um > MIN_DRIFT_UM else "not corrected"
+    assert f"drift of {drift_um:.1f} um: {verdict}" in caplog.messages
+
+
+def test_motion_is_not_estimated_where_it_does_not_show(estimates, tmp_path, caplog):
+    with caplog.at_level(logging.INFO):
+        assert decide(make_silence(n_channels=4), tmp_path) is None
+    assert "drift is not estimated" in caplog.text
+
+
+def test_motion_that_cannot_be_estimated_is_left(estimates, tmp_path, caplog):
+    estimates.append(ValueError("too few spikes"))
+    with caplog.at_level(logging.WARNING):
+        assert decide(make_silence(), tmp_path) is None
+    assert "drift is not corrected: too few spikes" in caplog.messages
+
+
+def test_the_user_decides_first(estimates, tmp_path):
+    assert decide(make_silence(), tmp_path, apply_motion_correction=False) is None  # without an estimate
+    motion = ramp_motion(0.0)
+    estimates.append(motion)
+    assert decide(make_silence(n_channels=4), tmp_path, apply_motion_correction=True) is motion
+    estimates.append(ValueError("too few spikes"))
+    with pytest.raises(ValueError, match="too few spikes"):
+        decide(make_silence(), tmp_path, apply_motion_correction=True)
+
+
+def test_traces_are_moved_back_only_by_a_motion(estimates, tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 15_000, 4))
+    still = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS)
+    assert not isinstance(still, InterpolateMotionRecording)
+    estimates.append(make_motion(np.full((2, 1), 20.0)))  # one channel
+    moved = whiten(recording, SorterParams(apply_motion_correction=True), tmp_path, JOB_KWARGS)
+    assert isinstance(moved, InterpolateMotionRecording)
+    inside = slice(1000, -1000)
+    similar = np.corrcoef(moved.get_traces()[inside].T, still.get_traces()[inside].T)[:4, 4:]
+    assert np.argmax(similar[:3], axis=1).tolist() == [1, 2, 3]  # where the tissue is that the channel saw
 
 
 # --- the whole step ---

@@ -123,7 +123,8 @@ def test_posterior_is_right_on_average_for_few_spikes_too(n_spikes):
     assert np.mean(found) == pytest.approx(np.mean(1 / (1 + np.exp(-log_odds))), abs=0.08)
 
 
-def test_posteriors_of_a_recording(tmp_path):
+@pytest.mark.parametrize("neurons", [[0, 1, 2], [0, 0, 2]])
+def test_posteriors_of_a_recording(tmp_path, neurons):
     rng = np.random.default_rng(0)
     k = np.arange(90) - 30
     pulse = -np.exp(-0.5 * (k / 5) ** 2)
@@ -141,11 +142,15 @@ def test_posteriors_of_a_recording(tmp_path):
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
     sorting = make_sorting(samples, labels)
     job_kwargs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
+    folder = tmp_path / "waveforms"
     found = compute_posteriors(
-        recording, sorting, templates, neighborhoods, SorterParams(), tmp_path / "waveforms", job_kwargs
+        recording, sorting, templates, np.array(neurons), neighborhoods, SorterParams(), folder, job_kwargs
     )
     assert found.shape == (147,) and found.dtype == np.float32
     assert (found[labels == 2] == 1).all()
+    if neurons[0] == neurons[1]:  # fragments of one neuron
+        assert (found == 1).all()
+        return
     # Units a distance d apart: the mean posterior of the right one is that of a logistic of N(d^2 / 2, d^2).
     distance = np.linalg.norm(units[0] - units[1])
     log_odds = distance**2 / 2 + distance * rng.normal(size=100_000)

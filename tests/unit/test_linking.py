@@ -1,0 +1,227 @@
+"""Linking: fragments of a neuron that moved become one, two neurons stay two."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikeinterface.core import NumpySorting
+
+from spikeinterface_huidurep.linking import (
+    MAX_COINCIDENCE,
+    MIN_BIN_S,
+    MIN_BINS,
+    MIN_CHANCE_COINCIDENCES,
+    coincidence,
+    find_alike_templates,
+    join_fragments,
+    link_fragments,
+    locate_templates,
+)
+from spikeinterface_huidurep.matching import make_sorting
+
+from .test_results import SAMPLING_FREQUENCY, make_templates
+
+DURATION_S = 300.0
+
+
+# --- coincidence ---
+
+
+@pytest.mark.parametrize(
+    ("first_s", "second_s", "wanted"),
+    [
+        (np.full(20, 5.0), np.full(10, 55.0), 0.0),
+        (np.full(20, 5.0), np.full(10, 9.9), 6.0),  # of 6 stretches of 10 s only one
+        (np.arange(1.0, 60.0, 3), np.arange(0.5, 60.0, 2), 1.0),
+        (np.arange(0.0, 30.0, 1), np.arange(0.5, 60.0, 2), 1.0),  # all of the first in the half of the second
+        (np.r_[np.full(18, 5.0), np.full(2, 55.0)], np.full(10, 55.0), 0.6),
+    ],
+)
+def test_coincidence_by_hand(first_s, second_s, wanted):
+    assert coincidence(first_s, second_s, 60.0) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize(
+    ("n_first", "n_second", "duration_s"), [(0, 1000, 300.0), (1, 179, 300.0), (13, 13, 300.0), (100, 100, 59.9)]
+)
+def test_little_is_known_from_few_spikes_or_a_short_time(n_first, n_second, duration_s):
+    assert coincidence(np.full(n_first, 1.0), np.full(n_second, 50.0), duration_s) == 1.0
+
+
+def slow_coincidence(first_s, second_s, duration_s):
+    """Pairs of spikes in the same stretch, one pair at a time, over the pairs that chance gives."""
+    n_pairs = len(first_s) * len(second_s)
+    n_bins = 0
+    while (n_bins + 1) * MIN_BIN_S <= duration_s and (n_bins + 1) * MIN_CHANCE_COINCIDENCES <= n_pairs:
+        n_bins += 1
+    if n_bins < MIN_BINS:
+        return 1.0
+    stretches = [[int(time * n_bins / duration_s) for time in times] for times in (first_s, second_s)]
+    return sum(a == b for a in stretches[0] for b in stretches[1]) / (n_pairs / n_bins)
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    n_first=st.integers(0, 60), n_second=st.integers(0, 60), duration_s=st.floats(20, 500), seed=st.integers(0, 1000)
+)
+def test_coincidence_against_pairs_one_by_one(n_first, n_second, duration_s, seed):
+    rng = np.random.default_rng(seed)
+    first_s, second_s = duration_s * rng.random(n_first), duration_s * rng.random(n_second) ** 2
+    wanted = slow_coincidence(first_s, second_s, duration_s)
+    assert coincidence(first_s, second_s, duration_s) == pytest.approx(wanted)
+    assert coincidence(second_s, first_s, duration_s) == pytest.approx(wanted)
+
+
+@pytest.mark.parametrize("n_first, n_second", [(14, 14), (30, 600), (300, 300), (3000, 3000)])
+def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
+    rng = np.random.default_rng(0)
+    found = [coincidence(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), 300.0) for _ in range(50)]
+    assert np.mean(found) == pytest.approx(1, abs=0.05)
+    assert np.mean(np.array(found) < MAX_COINCIDENCE) <= 0.04
+
+
+# --- templates ---
+
+PULSE = -np.exp(-0.5 * ((np.arange(90) - 40) / 3) ** 2)
+
+
+def make_units(*units, n_channels=12):
+    """Templates of a pulse, given as (amplitude, channel of the centre, delay), on channels 20 um apart."""
+    array = np.zeros((len(units), 90, n_channels), dtype="float32")
+    for of_unit, (amplitude, channel, delay) in zip(array, units, strict=True):
+        of_unit[:, channel - 1 : channel + 2] = amplitude * np.outer(np.roll(PULSE, delay), [0.5, 1, 0.5])
+    return make_templates(array, nbefore=40)
+
+
+def test_alike_templates_by_hand():
+    templates = make_units((10, 3, 0), (9, 3, 0), (-10, 3, 0), (10, 9, 0), (10, 3, 5))
+    pairs = {(first, second): share for share, first, second in find_alike_templates(templates)}
+    assert set(pairs) == {(0, 1), (0, 4), (1, 4)}
+    assert pairs[0, 1] == pytest.approx(0.1**2, abs=1e-3)
+    assert pairs[0, 4] == pytest.approx(0, abs=1e-3)  # the same at another time
+    assert pairs[1, 4] == pytest.approx(0.1**2, abs=1e-3)
+
+
+@settings(max_examples=20, deadline=None)
+@given(gain=st.floats(0.1, 10), seed=st.integers(0, 20))
+def test_gain_does_not_matter(gain, seed):
+    rng = np.random.default_rng(seed)
+    units = [(rng.uniform(5, 10), rng.integers(1, 6), 0) for _ in range(5)]
+    wanted, found = (
+        find_alike_templates(make_units(*[(factor * a, c, d) for a, c, d in units])) for factor in (1, gain)
+    )
+    assert [pair[1:] for pair in found] == [pair[1:] for pair in wanted]
+    np.testing.assert_allclose([pair[0] for pair in found], [pair[0] for pair in wanted], rtol=1e-3, atol=1e-5)
+
+
+def test_location_by_hand():
+    array = np.zeros((2, 60, 3))
+    array[0, 20, :2], array[0, 30, 1] = [-3.0, -3.0], 1.0
+    array[1, 20, 2] = 5.0
+    np.testing.assert_allclose(locate_templates(make_templates(array)), [[0, 20 * 16 / 25], [0, 40]])
+
+
+# --- linking ---
+
+
+def make_trains(*times_s, segments=None, unit_ids=None):
+    """Sorting of the units that fire at `times_s`, each in a segment of its own if `segments` says so."""
+    labels = np.arange(len(times_s)) if unit_ids is None else np.array(unit_ids)
+    sizes = [len(times) for times in times_s]
+    samples = np.round(np.concatenate(times_s) * SAMPLING_FREQUENCY).astype("int64")
+    segments = np.repeat(np.zeros(len(sizes), int) if segments is None else segments, sizes)
+    return make_sorting(samples, np.repeat(labels, sizes), segments, SAMPLING_FREQUENCY)[0]
+
+
+def fire(n_spikes, start=0.0, stop=1.0):
+    """Regular times in s between two shares of the recording."""
+    return DURATION_S * np.linspace(start, stop, n_spikes, endpoint=False)
+
+
+ALIKE = [(10, 3, 0), (9.5, 3, 0), (9, 3, 0)]
+
+
+def test_fragments_are_linked_and_named_after_the_largest():
+    sorting = make_trains(fire(200, 0, 0.5), fire(300, 0.5, 1))
+    assert link_fragments(sorting, make_units(*ALIKE[:2]), [DURATION_S]).tolist() == [1, 1]
+
+
+def test_a_chain_of_fragments():
+    sorting = make_trains(fire(100, 0, 0.3), fire(300, 0.3, 0.7), fire(200, 0.7, 1))
+    assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [1, 1, 1]
+
+
+def test_neurons_that_fire_together_are_two_however_alike():
+    sorting = make_trains(fire(200), fire(300))
+    assert link_fragments(sorting, make_units((10, 3, 0), (10, 3, 0)), [DURATION_S]).tolist() == [0, 1]
+
+
+def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
+    sorting = make_trains(fire(600), fire(200, 0, 0.5), fire(200, 0.5, 1))
+    assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("other", [(-10, 3, 0), (10, 8, 0), (4, 3, 0)])
+def test_neurons_that_are_not_alike_are_two_whenever_they_fire(other):
+    sorting = make_trains(fire(200, 0, 0.5), fire(300, 0.5, 1))
+    assert link_fragments(sorting, make_units((10, 3, 0), other), [DURATION_S]).tolist() == [0, 1]
+
+
+def test_a_neuron_that_has_its_other_half_links_to_no_more():
+    first_half, second_half, other = fire(300, 0, 0.5), fire(300, 0.5, 1), fire(200, 0, 0.5)
+    sorting, templates = make_trains(first_half, second_half, other), make_units(*ALIKE)
+    assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 0, 2]
+    # alone with the third, the second half does link
+    alone = make_trains(second_half, other)
+    assert link_fragments(alone, make_units(*ALIKE[1:]), [DURATION_S]).tolist() == [0, 0]
+
+
+def test_segments_follow_each_other():
+    sorting = make_trains(fire(200, 0, 0.5), fire(300, 0, 0.5), segments=[0, 1])
+    templates = make_units(*ALIKE[:2])
+    assert link_fragments(sorting, templates, [DURATION_S / 2] * 2).tolist() == [1, 1]
+    together = make_trains(fire(200, 0, 0.5), fire(300, 0, 0.5))
+    assert link_fragments(together, templates, [DURATION_S / 2] * 2).tolist() == [0, 1]
+
+
+def test_indices_not_ids():
+    sorting = make_trains(fire(200, 0, 0.5), fire(300), fire(100, 0.5, 1), unit_ids=[4, 7, 30])
+    templates = make_units((10, 3, 0), (10, 9, 0), (9.5, 3, 0))
+    assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 0]
+
+
+# --- joining ---
+
+
+def test_join_by_hand():
+    samples, labels = np.array([10, 10, 20, 30, 5]), np.array([3, 5, 9, 3, 5])
+    sorting, order = make_sorting(samples, labels, np.array([0, 0, 0, 0, 1]), SAMPLING_FREQUENCY)
+    posteriors = np.array([0.1, 0.2, 0.3, 0.4, 0.5], dtype="float32")[order]
+    joined, found = join_fragments(sorting, posteriors, np.array([2, 1, 2]))  # 3 belongs to 9
+    assert joined.unit_ids.tolist() == [5, 9]
+    spikes = joined.to_spike_vector()
+    assert spikes["sample_index"].tolist() == [10, 10, 20, 30, 5]
+    assert spikes["unit_index"].tolist() == [0, 1, 1, 1, 0]
+    assert spikes["segment_index"].tolist() == [0, 0, 0, 0, 1]
+    np.testing.assert_allclose(found, [0.2, 0.1, 0.3, 0.4, 0.5])
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    spikes=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20), st.integers(0, 4)), max_size=40),
+    neurons=st.lists(st.integers(0, 4), min_size=5, max_size=5),
+)
+def test_every_spike_keeps_its_time_and_posterior(spikes, neurons):
+    vector = np.array(sorted(spikes), dtype="int64").reshape(-1, 3)
+    sorting = NumpySorting.from_samples_and_labels(
+        [vector[vector[:, 0] == segment, 1] for segment in range(2)],
+        [vector[vector[:, 0] == segment, 2] for segment in range(2)],
+        SAMPLING_FREQUENCY,
+        unit_ids=np.arange(5),
+    )
+    posteriors = np.arange(len(vector), dtype="float32")
+    joined, found = join_fragments(sorting, posteriors, np.array(neurons))
+    after = joined.to_spike_vector()
+    labels = joined.unit_ids[after["unit_index"]] if len(after) else []
+    wanted = [(s, k, neurons[u], p) for (s, k, u), p in zip(vector.tolist(), posteriors, strict=True)]
+    assert sorted(zip(after["segment_index"], after["sample_index"], labels, found, strict=True)) == sorted(wanted)
