@@ -3,21 +3,27 @@
 import json
 
 import numpy as np
-from spikeinterface.core import NumpySorting
+from scipy.stats import median_abs_deviation
+from spikeinterface.core import NumpySorting, ms_to_samples
+from spikeinterface.core.base import base_peak_dtype
+from spikeinterface.core.generate import InjectTemplatesRecording
+from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever, run_node_pipeline
 
 from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
-from spikeinterface_huidurep.waveforms import extract_waveforms, resample_templates
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
+POSTERIOR_MS_BEFORE, POSTERIOR_MS_AFTER = 0.8, 1.3
+TEMPERATURE = 8.0  # divides the log-odds: neurons vary in more ways than the spread along one line shows
 
 
 def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, params, folder, job_kwargs):
     """
     Probability that each spike belongs to its unit rather than to one of the units around it.
 
-    In whitened traces the noise is white with unit SD, so that the log-likelihood of a unit is minus half the squared
-    distance between the waveform and the unit's mean. Every unit counts as equally frequent.
+    The templates of all spikes are taken away from the traces. What is left around a spike is compared with what
+    would be left if the spike were of another unit; how much it varies from spike to spike along the difference of the
+    two templates is measured. Every unit counts as equally frequent.
 
     Parameters
     ----------
@@ -41,11 +47,10 @@ def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, param
     """
     spikes = sorting.to_spike_vector()
     main_channels = find_main_channels(templates, params.peak_sign)
-    peaks = np.zeros(len(spikes), dtype=[("sample_index", "i8"), ("channel_index", "i8"), ("segment_index", "i8")])
-    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
-    peaks["channel_index"] = main_channels[spikes["unit_index"]]
-    waveforms = extract_waveforms(traces, peaks, neighborhoods, params.peak_sign, folder, job_kwargs)
-    resampled = resample_templates(templates)  # (u, c, t)
+    dense = templates.get_dense_templates().astype("float32")  # (u, t, c)
+    residuals = extract_residuals(traces, sorting, templates, main_channels, neighborhoods, folder, job_kwargs)
+    n_before, n_samples = ms_to_samples(POSTERIOR_MS_BEFORE, traces.sampling_frequency), residuals.shape[1]
+    window = slice(templates.nbefore - n_before, templates.nbefore - n_before + n_samples)
     locations_um = traces.get_channel_locations()
     posteriors = np.ones(len(spikes), dtype="float32")
     for unit_index, channel in enumerate(main_channels):
@@ -54,35 +59,73 @@ def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, param
         competitors = np.flatnonzero((distances_um <= COMPETITOR_DISTANCE_UM) & (neurons != neurons[unit_index]))
         if len(members) == 0 or len(competitors) == 0:
             continue
-        rows = neighborhoods.channel_mask[channel]
-        channels = neighborhoods.channel_indices[channel][rows]
-        cut = waveforms[members].astype("float32")[:, rows]
-        posteriors[members] = posterior_of_mean(cut, resampled[competitors][:, channels])
+        channels = neighborhoods.find_neighbors(channel)
+        own, others = dense[unit_index][:, channels].T, dense[competitors][:, :, channels].transpose(0, 2, 1)
+        differences = np.stack([shift_waveforms(other, find_lag(own, other)[0]) - own for other in others])
+        left = residuals[members][:, :, : len(channels)].transpose(0, 2, 1)
+        posteriors[members] = posterior_of_residuals(left, differences[:, :, window])
     return posteriors
 
 
-def posterior_of_mean(waveforms, competitors):
+def extract_residuals(traces, sorting, templates, main_channels, neighborhoods, folder, job_kwargs):
     """
-    Posterior probability of the mean of the waveforms against other means, under white noise of unit SD.
+    What is left of every spike on the neighbours of its unit's main channel when all templates are taken away.
 
-    Each waveform is part of the mean: its squared distance is too small by 1 / n_spikes, which is made good.
+    Returns
+    -------
+    residuals : np.ndarray, float32, shape (n_spikes, n_samples, n_neighbors)
+        Memory-mapped; channels in the order of their index, 0 where there are fewer.
+    """
+    explained = InjectTemplatesRecording(
+        sorting,
+        templates.get_dense_templates().astype("float32"),
+        nbefore=templates.nbefore,
+        amplitude_factor=-1.0,
+        parent_recording=traces,
+    )
+    spikes = sorting.to_spike_vector()
+    peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
+    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
+    peaks["channel_index"] = main_channels[spikes["unit_index"]]
+    retriever = PeakRetriever(explained, peaks)
+    node = ExtractSparseWaveforms(
+        explained,
+        nbefore=ms_to_samples(POSTERIOR_MS_BEFORE, traces.sampling_frequency),
+        nafter=ms_to_samples(POSTERIOR_MS_AFTER, traces.sampling_frequency),
+        parents=[retriever],
+        return_output=True,
+        sparsity_mask=neighborhoods.make_sparsity_mask(),
+    )
+    return run_node_pipeline(
+        explained,
+        [retriever, node],
+        job_kwargs,
+        job_name="extract residuals",
+        gather_mode="npy",
+        dest=folder,
+        names=["residuals"],
+        squeeze_output=True,
+    )
+
+
+def posterior_of_residuals(residuals, differences):
+    """
+    Probability that spikes have the template that was taken away from them, and not another one.
 
     Parameters
     ----------
-    waveforms : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
-    competitors : np.ndarray, float32, shape (n_others, n_channels, n_samples)
-        Each is moved in time to be closest to the mean.
+    residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
+    differences : np.ndarray, float32, shape (n_others, n_channels, n_samples)
+        The other templates minus that one.
 
     Returns
     -------
     posteriors : np.ndarray, float32, shape (n_spikes,)
     """
-    mean = waveforms.mean(axis=0)
-    others = np.stack([shift_waveforms(other, find_lag(mean, other)[0]) for other in competitors])
-    log_odds = np.tensordot(waveforms, others - mean, axes=([1, 2], [1, 2]))  # (n_spikes, n_others)
-    log_odds -= 0.5 * (np.sum(others**2, axis=(1, 2)) - np.sum(mean**2))
-    own_share = np.sum((waveforms - mean) ** 2, axis=(1, 2)) / max(len(waveforms) - 1, 1)
-    log_odds += 0.5 * own_share[:, None]
+    norms = np.sqrt(np.sum(differences**2, axis=(1, 2))) + 1e-6
+    along = np.tensordot(residuals, differences, axes=([1, 2], [1, 2])) / norms  # (n_spikes, n_others)
+    spread = median_abs_deviation(along, axis=0, scale="normal")
+    log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) ** 2 / TEMPERATURE
     return (1 / (1 + np.exp(np.clip(log_odds, -50, 50)).sum(axis=1))).astype("float32")
 
 

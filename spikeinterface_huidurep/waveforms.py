@@ -40,6 +40,18 @@ class Neighborhoods:
         positions = locations_um[self.channel_indices] - locations_um[:, None]
         self.positions_um = np.where(mask[:, :, None], positions, 0).astype("float32")
 
+    def find_neighbors(self, channel):
+        """Indices of the neighbours of a channel, in ascending order."""
+        return np.sort(self.channel_indices[channel][self.channel_mask[channel]])
+
+    def make_sparsity_mask(self):
+        """Mask of the neighbours, bool, shape (n_channels, n_channels)."""
+        n_channels = len(self.channel_indices)
+        mask = np.zeros((n_channels, n_channels), dtype=bool)
+        for channel in range(n_channels):
+            mask[channel, self.find_neighbors(channel)] = True
+        return mask
+
 
 class ExtractAlignedWaveforms(PipelineNode):
     """
