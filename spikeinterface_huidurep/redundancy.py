@@ -15,7 +15,7 @@ MAX_DISTANCE_UM = 250.0  # between the centre of a template and those that it is
 MAX_SHIFT_MS = 1.5  # between the two spikes of a collision
 COINCIDENCE_MS = 3.0  # spikes this close change each other's waveform, before and after together
 MAX_RESIDUAL = 0.2  # of the energy, when the other templates are taken away
-MAX_RESIDUAL_OF_ONE = 0.6  # of what is left when only the first of two is taken away
+MAX_RESIDUAL_OF_ONE = 0.6  # of what is left when only one of two is taken away
 MIN_REPEAT_MS = 0.12  # the same template this much earlier or later is no other neuron
 N_FIRST = 3  # templates tried as the first of the two
 
@@ -72,8 +72,8 @@ def _is_sum(waveform, others, is_pair, max_shift):
     for first in np.argsort(left, kind="stable")[:N_FIRST]:
         residual = waveform - shift_samples(others[first], shifts[first])
         left_of_both, _ = subtract_best(residual, others[is_pair[first]], max_shift)
-        enough = min(MAX_RESIDUAL * np.sum(waveform**2), MAX_RESIDUAL_OF_ONE * left[first])
-        if np.min(left_of_both, initial=np.inf) <= enough:
+        left_of_one = np.minimum(left[first], left[is_pair[first]])
+        if np.any(left_of_both <= np.minimum(MAX_RESIDUAL * np.sum(waveform**2), MAX_RESIDUAL_OF_ONE * left_of_one)):
             return True
     return False
 

@@ -80,6 +80,13 @@ def test_rare_templates_explain_no_frequent_one():
     assert find([FIRST, SECOND, FIRST + SECOND], n_spikes) == [False] * 3
 
 
+def test_the_second_of_two_has_to_explain_something():
+    """What FIRST leaves is little already; a template that takes hardly any of it does not make it a collision."""
+    waveform = FIRST + 0.4 * SECOND
+    assert find([FIRST, 0.05 * SECOND, waveform], [3000, 3000, 5]) == [False] * 3
+    assert find([FIRST, 0.4 * SECOND, waveform], [3000, 3000, 5]) == [False, False, True]
+
+
 def test_templates_far_away_are_not_compared():
     waveforms = [FIRST, SECOND, FIRST + SECOND]
     assert find(waveforms, [3000, 3000, 5], pitch_um=20.0)[2]
