@@ -15,7 +15,7 @@ from spikeinterface_huidurep.merging import find_lag
 from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
-MIN_BINS = 6
+MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
 MIN_CHANCE_COINCIDENCES = 30  # pairs of spikes in the same bin that chance would give; with fewer nothing is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
 MAX_DIFFERENCE = 0.3  # of the energy of the larger template
@@ -104,7 +104,7 @@ def coincidence(first_s, second_s, duration_s):
         1 where there are too few spikes to tell.
     """
     n_pairs = len(first_s) * len(second_s)
-    n_bins = int(min(duration_s / MIN_BIN_S, n_pairs / MIN_CHANCE_COINCIDENCES))
+    n_bins = int(min(duration_s / MIN_BIN_S, n_pairs / MIN_CHANCE_COINCIDENCES, MAX_BINS))
     if n_bins < MIN_BINS:
         return 1.0
     counts = [np.histogram(times, n_bins, range=(0, duration_s))[0] for times in (first_s, second_s)]

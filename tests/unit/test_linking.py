@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from spikeinterface.core import NumpySorting
 
 from spikeinterface_huidurep.linking import (
+    MAX_BINS,
     MAX_COINCIDENCE,
     MIN_BIN_S,
     MIN_BINS,
@@ -52,7 +53,11 @@ def slow_coincidence(first_s, second_s, duration_s):
     """Pairs of spikes in the same stretch, one pair at a time, over the pairs that chance gives."""
     n_pairs = len(first_s) * len(second_s)
     n_bins = 0
-    while (n_bins + 1) * MIN_BIN_S <= duration_s and (n_bins + 1) * MIN_CHANCE_COINCIDENCES <= n_pairs:
+    while (
+        n_bins < MAX_BINS
+        and (n_bins + 1) * MIN_BIN_S <= duration_s
+        and (n_bins + 1) * MIN_CHANCE_COINCIDENCES <= n_pairs
+    ):
         n_bins += 1
     if n_bins < MIN_BINS:
         return 1.0
@@ -78,6 +83,14 @@ def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
     found = [coincidence(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), 300.0) for _ in range(50)]
     assert np.mean(found) == pytest.approx(1, abs=0.05)
     assert np.mean(np.array(found) < MAX_COINCIDENCE) <= 0.04
+
+
+def test_in_a_long_recording_taking_turns_every_minute_is_no_drift():
+    rng = np.random.default_rng(0)
+    minutes = rng.random((2, 1800)) * 60 + 120 * rng.integers(0, 30, size=(2, 1800))
+    first_s, second_s = minutes[0], minutes[1] + 60
+    assert coincidence(first_s, second_s, 3600.0) > 0.9
+    assert coincidence(first_s[first_s < 300], second_s[second_s < 300], 300.0) == 0
 
 
 # --- templates ---
