@@ -33,7 +33,7 @@ bench-full: $(STAMP)
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
 	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --seeds 0 1 2 --sorters huidurep $(PEERS) mountainsort5 limit
 	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --sorters simple lupin_motion tridesclous2_motion \
-		huidurep_motion huidurep_gmm huidurep_pca huidurep_no_temporal_whitening
+		huidurep_no_motion huidurep_gmm huidurep_pca huidurep_no_temporal_whitening
 	$(BENCH_RUN)/short --cases native_tetrode --duration 15 --sorters huidurep kilosort4 kilosort4_tetrode mountainsort5
 	$(BENCH_REPORT)
 

@@ -16,7 +16,7 @@ VARIANTS = {
     "huidurep_gmm": ("huidurep", dict(assignment="gmm")),
     "huidurep_pca": ("huidurep", dict(features="pca")),
     "huidurep_no_temporal_whitening": ("huidurep", dict(temporal_whitening=False)),
-    "huidurep_motion": ("huidurep", dict(apply_motion_correction=True)),
+    "huidurep_no_motion": ("huidurep", dict(apply_motion_correction=False)),
     "lupin_motion": ("lupin", dict(apply_motion_correction=True)),
     "tridesclous2_motion": ("tridesclous2", dict(apply_motion_correction=True)),
     "kilosort4_tetrode": ("kilosort4", dict(do_CAR=False, nblocks=0, Th_single_ch=4)),
@@ -49,8 +49,9 @@ def match_true_templates(recording, sorting, drifts, folder):
     """
     The limit: spikes found by template matching when the mean waveforms of the true units are known.
 
-    The traces are preprocessed as huidurep does, the matching is SpikeInterface's "wobble". Where neurons drift the
-    means are taken anew in blocks of 30 s, so that what moves within a block is still lost.
+    The traces are preprocessed as huidurep does, but for its motion correction; the matching is SpikeInterface's
+    "wobble". Where neurons drift the means are taken anew in blocks of 30 s, so that what moves within a block is
+    still lost.
 
     Parameters
     ----------
@@ -66,7 +67,8 @@ def match_true_templates(recording, sorting, drifts, folder):
     found : NumpySorting
         With the true unit ids.
     """
-    traces, _ = preprocess(recording, SorterParams(), folder, si.get_global_job_kwargs())
+    params = SorterParams.from_dict(dict(apply_motion_correction=False))
+    traces, _ = preprocess(recording, params, folder, si.get_global_job_kwargs())
     n_samples = traces.get_num_samples()
     n_blocks = max(1, round(traces.get_total_duration() / LIMIT_BLOCK_S)) if drifts else 1
     edges = np.linspace(0, n_samples, n_blocks + 1).astype(int)
