@@ -81,7 +81,7 @@ def extract_residuals(traces, sorting, templates, main_channels, neighborhoods, 
         templates.get_dense_templates().astype("float32"),
         nbefore=templates.nbefore,
         amplitude_factor=-1.0,
-        parent_recording=traces,
+        parent_recording=traces.select_segments(range(sorting.get_num_segments())),  # later ones have no spike
     )
     spikes = sorting.to_spike_vector()
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
