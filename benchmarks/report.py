@@ -102,7 +102,7 @@ def describe_comparison(units):
     difference = comparison["ours"] - comparison["peer"]
     p_value = compute_p_value(difference)
     sentence = (
-        f"Against the most accurate peer of each case, {OURS} is better on {(difference > 0).sum()} of "
+        f"Against the most accurate of the peers run on each case, {OURS} is better on {(difference > 0).sum()} of "
         f"{len(comparison)} cases; the mean difference in accuracy is {difference.mean():+.3f} "
         f"(Wilcoxon signed-rank test over cases, two-sided: p = {p_value:.2g})."
     )
