@@ -10,6 +10,7 @@ template of the neuron, at another time.
 import numpy as np
 
 from spikeinterface_huidurep.linking import locate_templates
+from spikeinterface_huidurep.merging import shift_waveforms
 
 MAX_DISTANCE_UM = 250.0  # between the centre of a template and those that it is made of
 MAX_SHIFT_MS = 1.5  # between the two spikes of a collision
@@ -107,8 +108,4 @@ def subtract_best(waveform, others, max_shift):
 
 def shift_samples(waveform, shift):
     """The waveform (n_samples, n_channels) `shift` samples later, 0 where it was not known."""
-    shifted = np.zeros_like(waveform)
-    n_samples = len(waveform)
-    start, stop = max(0, shift), min(n_samples, n_samples + shift)
-    shifted[start:stop] = waveform[start - shift : stop - shift]
-    return shifted
+    return shift_waveforms(waveform.T, -shift).T
