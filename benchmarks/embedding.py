@@ -272,7 +272,8 @@ def run_case(arguments, case, encoders):
     if not sizes and not encoders:
         return
     folder = Path(arguments.sets) / case
-    params = SorterParams.from_dict(dict(json.loads(arguments.params), job_kwargs=dict(n_jobs=1, chunk_duration="1s")))
+    defaults = dict(apply_motion_correction=False, job_kwargs=dict(n_jobs=1, chunk_duration="1s"))
+    params = SorterParams.from_dict(defaults | json.loads(arguments.params))
     recording, sorting = sc.load(folder / "recording"), sc.load(folder / "sorting")
 
     @functools.cache

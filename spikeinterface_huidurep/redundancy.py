@@ -55,21 +55,16 @@ def find_redundant_templates(templates, n_spikes, duration_s):
             continue
         coincidences = np.outer(n_spikes[others], n_spikes[others]) * (COINCIDENCE_MS * 1e-3 / duration_s)
         np.fill_diagonal(coincidences, 0)
-        is_redundant[unit] = _is_repeat(waveforms[unit], waveforms[others], min_repeat, max_shift) or _is_sum(
-            waveforms[unit], waveforms[others], coincidences >= n_spikes[unit], max_shift
+        left, shifts = subtract_best(waveforms[unit], waveforms[others], max_shift)
+        is_alike = left <= MAX_RESIDUAL * np.sum(waveforms[unit] ** 2)
+        is_redundant[unit] = np.any(is_alike & (np.abs(shifts) >= min_repeat)) or _is_sum(
+            waveforms[unit], waveforms[others], left, shifts, coincidences >= n_spikes[unit], max_shift
         )
     return is_redundant
 
 
-def _is_repeat(waveform, others, min_repeat, max_shift):
-    """Whether the waveform is one of the others at another time."""
-    left, shifts = subtract_best(waveform, others, max_shift)
-    return np.any((left <= MAX_RESIDUAL * np.sum(waveform**2)) & (np.abs(shifts) >= min_repeat))
-
-
-def _is_sum(waveform, others, is_pair, max_shift):
-    """Whether the waveform is the sum of two of the others, which have to be a pair."""
-    left, shifts = subtract_best(waveform, others, max_shift)
+def _is_sum(waveform, others, left, shifts, is_pair, max_shift):
+    """Whether the waveform is the sum of two of the others, a pair; `left` and `shifts` are of `subtract_best`."""
     for first in np.argsort(left, kind="stable")[:N_FIRST]:
         residual = waveform - shift_samples(others[first], shifts[first])
         left_of_both, _ = subtract_best(residual, others[is_pair[first]], max_shift)

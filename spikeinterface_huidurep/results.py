@@ -7,10 +7,11 @@ from scipy.stats import median_abs_deviation
 from spikeinterface.core import NumpySorting, ms_to_samples
 from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
-from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever, run_node_pipeline
+from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
 
 from spikeinterface_huidurep.linking import locate_templates
-from spikeinterface_huidurep.merging import find_lag, shift_waveforms
+from spikeinterface_huidurep.merging import MAX_LAG, find_lag, shift_waveforms
+from spikeinterface_huidurep.waveforms import run_into_file
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 POSTERIOR_MS_BEFORE, POSTERIOR_MS_AFTER = 0.8, 1.3
@@ -47,10 +48,8 @@ def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, param
     """
     spikes = sorting.to_spike_vector()
     main_channels = find_main_channels(templates, params.peak_sign)
-    dense = templates.get_dense_templates().astype("float32")  # (u, t, c)
+    dense, window = pad_templates(templates)
     residuals = extract_residuals(traces, sorting, templates, main_channels, neighborhoods, folder, job_kwargs)
-    n_before, n_samples = ms_to_samples(POSTERIOR_MS_BEFORE, traces.sampling_frequency), residuals.shape[1]
-    window = slice(templates.nbefore - n_before, templates.nbefore - n_before + n_samples)
     locations_um = traces.get_channel_locations()
     posteriors = np.ones(len(spikes), dtype="float32")
     for unit_index, channel in enumerate(main_channels):
@@ -65,6 +64,30 @@ def compute_posteriors(traces, sorting, templates, neurons, neighborhoods, param
         left = residuals[members][:, :, : len(channels)].transpose(0, 2, 1)
         posteriors[members] = posterior_of_residuals(left, differences[:, :, window])
     return posteriors
+
+
+def pad_templates(templates):
+    """
+    Dense templates long enough for the window of the posteriors and any lag.
+
+    Returns
+    -------
+    waveforms : np.ndarray, float32, shape (n_units, n_samples, n_channels)
+        0 beyond the ends of the templates.
+    window : slice
+        The samples of the window.
+    """
+    n_before, n_after = _count_samples(templates.sampling_frequency)
+    pad_before = max(0, n_before + MAX_LAG - templates.nbefore)
+    pad_after = max(0, n_after + MAX_LAG - templates.nafter)
+    dense = templates.get_dense_templates().astype("float32")
+    peak = pad_before + templates.nbefore
+    return np.pad(dense, ((0, 0), (pad_before, pad_after), (0, 0))), slice(peak - n_before, peak + n_after)
+
+
+def _count_samples(sampling_frequency):
+    """Samples of the window of the posteriors before and after the peak."""
+    return tuple(ms_to_samples(ms, sampling_frequency) for ms in (POSTERIOR_MS_BEFORE, POSTERIOR_MS_AFTER))
 
 
 def extract_residuals(traces, sorting, templates, main_channels, neighborhoods, folder, job_kwargs):
@@ -88,24 +111,16 @@ def extract_residuals(traces, sorting, templates, main_channels, neighborhoods, 
     peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
     peaks["channel_index"] = main_channels[spikes["unit_index"]]
     retriever = PeakRetriever(explained, peaks)
+    n_before, n_after = _count_samples(traces.sampling_frequency)
     node = ExtractSparseWaveforms(
         explained,
-        nbefore=ms_to_samples(POSTERIOR_MS_BEFORE, traces.sampling_frequency),
-        nafter=ms_to_samples(POSTERIOR_MS_AFTER, traces.sampling_frequency),
+        nbefore=n_before,
+        nafter=n_after,
         parents=[retriever],
         return_output=True,
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
-    return run_node_pipeline(
-        explained,
-        [retriever, node],
-        job_kwargs,
-        job_name="extract residuals",
-        gather_mode="npy",
-        dest=folder,
-        names=["residuals"],
-        squeeze_output=True,
-    )
+    return run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
 
 
 def posterior_of_residuals(residuals, differences):

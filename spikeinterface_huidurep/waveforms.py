@@ -192,13 +192,36 @@ def extract_waveforms(
     """
     retriever = PeakRetriever(traces, peaks)
     node = ExtractAlignedWaveforms(traces, [retriever], neighborhoods, peak_sign, n_samples, n_before)
+    return run_into_file(traces, [retriever, node], "waveforms", folder, job_kwargs)
+
+
+def run_into_file(recording, nodes, name, folder, job_kwargs):
+    """
+    What the last of the nodes extracts, memory-mapped.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+    nodes : list of PipelineNode
+        Only the last returns its output.
+    name : str
+        Of the file, and in the progress bar.
+    folder : Path
+        Of the file; removed by the caller.
+    job_kwargs : dict
+
+    Returns
+    -------
+    output : np.ndarray
+        Memory-mapped, one row a peak.
+    """
     return run_node_pipeline(
-        traces,
-        [retriever, node],
+        recording,
+        nodes,
         job_kwargs,
-        job_name="extract waveforms",
+        job_name=f"extract {name}",
         gather_mode="npy",
         dest=folder,
-        names=["waveforms"],
+        names=[name],
         squeeze_output=True,
     )

@@ -185,27 +185,7 @@ class PaperEncoder(nn.Module):
         return LayerStack(*(PostNormLayer(self.config) for _ in range(n_layers)))
 
     def encode(self, waveforms, positions, channel_mask):
-        """
-        Embed spikes without running the decoder.
-
-        Parameters
-        ----------
-        waveforms : torch.Tensor, float32, shape (n_spikes, n_channels, n_samples)
-            Whitened traces in multiples of the noise SD, trough of the centre channel at sample `config.n_before`.
-        positions : torch.Tensor, float32, shape (n_spikes, n_channels, 2)
-            In um, relative to the centre channel.
-        channel_mask : torch.Tensor, bool, shape (n_spikes, n_channels)
-            False where a channel does not exist.
-
-        Returns
-        -------
-        embeddings : torch.Tensor, float32, shape (n_spikes, n_dims)
-
-        Raises
-        ------
-        ValueError
-            If shapes do not fit each other or the encoder.
-        """
+        """Embed spikes without running the decoder: parameters, result and errors of `SpikeEncoder.encode`."""
         convolved, features, _ = self._run_encoder(waveforms, positions, channel_mask)
         return self._embed(convolved, features)
 
