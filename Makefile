@@ -9,6 +9,8 @@ STAMP := $(VENV)/.installed
 BENCH_OUT ?= benchmark_work/results
 BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
 BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
+BENCH_SETS = $(if $(SETS),--sets "$(SETS)")
+SEEDS ?= 0 1 2
 PEERS := lupin tridesclous2 spykingcircus2
 
 .PHONY: test demo lint bench bench-full venv clean
@@ -28,12 +30,12 @@ bench: $(STAMP)
 	$(BENCH_RUN) --cases native_tetrode native_static native_drift --duration 60 --sorters huidurep $(PEERS) limit
 	$(BENCH_REPORT)
 
-# Hours. SETS=FOLDER names a folder of sets NAME/recording and NAME/sorting, all of which are run too.
+# Hours. SETS=FOLDER/seed{seed} names a folder for each seed with sets NAME/recording and NAME/sorting, which are run too.
 bench-full: $(STAMP)
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
-	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --seeds 0 1 2 --sorters huidurep $(PEERS) mountainsort5 limit
-	$(BENCH_RUN) $(if $(SETS),--sets $(SETS)) --cases all --sorters simple lupin_motion tridesclous2_motion \
-		huidurep_no_motion huidurep_gmm huidurep_pca huidurep_no_temporal_whitening
+	$(BENCH_RUN) $(BENCH_SETS) --cases all --seeds $(SEEDS) --sorters huidurep huidurep_gmm $(PEERS) mountainsort5 limit
+	$(BENCH_RUN) $(BENCH_SETS) --cases drifting --seeds $(SEEDS) --sorters lupin_motion tridesclous2_motion huidurep_no_motion
+	$(BENCH_RUN) $(BENCH_SETS) --cases all --sorters simple huidurep_pca huidurep_no_temporal_whitening
 	$(BENCH_RUN)/short --cases native_tetrode --duration 15 --sorters huidurep kilosort4 kilosort4_tetrode mountainsort5
 	$(BENCH_REPORT)
 

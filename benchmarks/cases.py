@@ -6,7 +6,7 @@ Recordings with known spikes: each case gives a recording, its true sorting and 
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,8 @@ from mearec import make_mearec
 from probes import make_neuropixels_probe
 
 MADE_DURATION_S = 150.0
+LARGE_DURATION_S = 60.0  # 384 channels of float32 are 2.8 GB
+SEED_FIELD = "{seed}"
 SNR_BAND_HZ = (300.0, 6000.0)
 
 
@@ -33,53 +35,70 @@ class Case:
         What the recording is, in one sentence.
     drifts : bool, default: False
         Whether the neurons move along the probe.
+    seeded : bool, default: True
+        Whether another seed gives another recording.
     """
 
     name: str
     make: Callable
     facts: str
     drifts: bool = False
+    seeded: bool = True
 
 
-def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cache_folder="benchmark_work"):
+def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cache_folder="benchmark_work", seed=0):
     """
     Cases that can be run, by name.
 
     Parameters
     ----------
     sets : None | str | Path
-        Folder of sets NAME/recording and NAME/sorting. A set drifts if its name says so.
+        Folder of sets NAME/recording and NAME/sorting; "{seed}" in it stands for the seed. A set drifts if its name
+        says so.
     recording, ground_truth : None | str | Path
         One more pair of anything that SpikeInterface reads; see `name_pair`.
     real_data : None | str | Path
         Folder with the data of `hybrid.py`, for the hybrid case.
     cache_folder : str | Path, default: "benchmark_work"
         Where MEArec's templates are kept.
+    seed : int, default: 0
+        Of the recordings that are made: their neurons, places, spike times and noise.
 
     Returns
     -------
     cases : dict of str -> Case
     """
-    cases = list(MADE_CASES)
+    made = list(MADE_CASES)
     for name, probe_name, n_excitatory, n_inhibitory in MEAREC_CASES:
         folder = Path(cache_folder).absolute() / "mearec"
         make = partial(make_mearec, probe_name, n_excitatory, n_inhibitory, folder, MADE_DURATION_S)
         facts = f"MEArec, probe {probe_name}, {n_excitatory + n_inhibitory} units, coloured noise of 10 uV"
-        cases.append(Case(name, make, facts))
+        made.append(Case(name, make, facts))
     if real_data:
         facts = "30 mean waveforms of real neurons in noise with a real spectrum, 64 Neuropixels sites"
-        cases.append(Case("hybrid_static", partial(make_hybrid, real_data, MADE_DURATION_S), facts))
-    for folder in sorted(Path(sets).iterdir()) if sets else []:
-        if (folder / "recording").exists() and (folder / "sorting").exists():
-            make = partial(load_pair, folder / "recording", folder / "sorting")
-            cases.append(Case(folder.name, make, f"set {folder.name}", "drift" in folder.name))
+        made.append(Case("hybrid_static", partial(make_hybrid, real_data, MADE_DURATION_S), facts))
+    cases = [replace(case, make=partial(case.make, seed=seed)) for case in made]
+    if sets:
+        cases += find_sets(str(sets), seed)
     if recording:
-        cases.append(
-            Case(
-                name_pair(recording), partial(load_pair, recording, ground_truth), f"{recording} against {ground_truth}"
-            )
-        )
+        make = partial(load_pair, recording, ground_truth)
+        cases.append(Case(name_pair(recording), make, f"{recording} against {ground_truth}", seeded=False))
     return {case.name: case for case in cases}
+
+
+def find_sets(sets, seed):
+    """Cases of the folder of sets of a seed, see `find_cases`."""
+    return [
+        Case(
+            name=folder.name,
+            make=partial(load_pair, folder / "recording", folder / "sorting"),
+            facts=f"set {folder.name}",
+            drifts="drift" in folder.name,
+            seeded=SEED_FIELD in sets,
+        )
+        for folder in sorted(Path(sets.replace(SEED_FIELD, str(seed))).iterdir())
+        if (folder / "recording").exists() and (folder / "sorting").exists()
+    ]
 
 
 def name_pair(recording):
@@ -108,19 +127,18 @@ def load_object(path):
     return si.load(path)
 
 
-def make_native(n_channels, n_units, noise_level_uv, seed=0):
+def make_native(noise_level_uv, duration_s=MADE_DURATION_S, seed=0, **generator):
     """SpikeInterface's own generator: amplitudes decay exponentially with distance, noise white in time and space."""
     return si.generate_ground_truth_recording(
-        durations=[MADE_DURATION_S],
+        durations=[duration_s],
         sampling_frequency=30000.0,
-        num_channels=n_channels,
-        num_units=n_units,
         noise_kwargs=dict(noise_levels=noise_level_uv, strategy="on_the_fly"),
         seed=seed,
+        **generator,
     )
 
 
-def make_native_drift():
+def make_native_drift(seed=0):
     """SpikeInterface's drifting generator: 30 units beside 64 Neuropixels sites move up and down by 40 um."""
     zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=10.0, t_end_drift=None, period_s=100)
     _, recording, sorting = si.generate_drifting_recording(
@@ -134,7 +152,7 @@ def make_native_drift():
             drift_step_um=1,
             motion_list=[zigzag],
         ),
-        seed=0,
+        seed=seed,
     )
     return recording, sorting
 
@@ -142,16 +160,34 @@ def make_native_drift():
 # name, probe, excitatory and inhibitory neurons
 MEAREC_CASES = (("mearec_tetrode", "tetrode", 5, 2), ("mearec_32", "Neuronexus-32", 14, 6))
 
+# Amplitudes of about 25, 45 and 70 uV: on one channel they are most of what tells neurons apart.
+ONE_CHANNEL = dict(
+    num_channels=1,
+    num_units=3,
+    generate_unit_locations_kwargs=dict(margin_um=10.0, minimum_z=10.0, maximum_z=20.0, minimum_distance=10.0),
+    generate_templates_kwargs=dict(unit_params=dict(alpha=[45.0, 75.0, 120.0], spatial_decay=40.0)),
+)
+
 MADE_CASES = (
     Case(
+        "native_one_channel",
+        partial(make_native, 10.0, **ONE_CHANNEL),
+        "SpikeInterface's generator, 1 channel, 3 units, white noise of 10 uV",
+    ),
+    Case(
         "native_tetrode",
-        partial(make_native, 4, 6, 10.0),
+        partial(make_native, 10.0, num_channels=4, num_units=6),
         "SpikeInterface's generator, 4 channels, 6 units, white noise of 10 uV",
     ),
     Case(
         "native_static",
-        partial(make_native, 32, 20, 5.0),
+        partial(make_native, 5.0, num_channels=32, num_units=20),
         "SpikeInterface's generator, 2 columns of 16 channels, 20 units, white noise of 5 uV",
+    ),
+    Case(
+        "native_384",
+        partial(make_native, 5.0, LARGE_DURATION_S, probe=make_neuropixels_probe(384), num_units=150),
+        "SpikeInterface's generator, 384 Neuropixels sites, 150 units, 60 s, white noise of 5 uV",
     ),
     Case(
         "native_drift",

@@ -8,6 +8,7 @@ The templates are simulated once for each probe and kept. That needs the package
 import spikeinterface.full as si
 
 N_TEMPLATES_PER_MODEL = 10
+TEMPLATES_SEED = 0  # of the neurons that every recording chooses from
 NOISE_UV = 10.0
 MIN_AMPLITUDE_UV = 30.0
 
@@ -26,6 +27,7 @@ def make_mearec(probe_name, n_excitatory, n_inhibitory, cache_folder, duration_s
         Keeps the templates and the recording.
     duration_s : float
     seed : int, default: 0
+        Of the choice of neurons, their spike trains and noise.
 
     Returns
     -------
@@ -38,7 +40,7 @@ def make_mearec(probe_name, n_excitatory, n_inhibitory, cache_folder, duration_s
     cache_folder.mkdir(parents=True, exist_ok=True)
     templates_path = cache_folder / f"templates_{probe_name}.h5"
     if not templates_path.exists():
-        simulate_templates(probe_name, templates_path, seed)
+        simulate_templates(probe_name, templates_path)
     params = MEArec.get_default_recordings_params()
     params["spiketrains"] |= dict(n_exc=n_excitatory, n_inh=n_inhibitory, duration=duration_s)
     params["seeds"] = dict.fromkeys(params["seeds"], seed)
@@ -52,12 +54,14 @@ def make_mearec(probe_name, n_excitatory, n_inhibitory, cache_folder, duration_s
     return si.read_mearec(recording_path)
 
 
-def simulate_templates(probe_name, file_path, seed):
+def simulate_templates(probe_name, file_path):
     """Simulate 10 neurons of each cell model at random places beside a probe, and save their templates."""
     import MEArec
 
     params = MEArec.get_default_templates_params()
-    params |= dict(probe=probe_name, n=N_TEMPLATES_PER_MODEL, min_amp=MIN_AMPLITUDE_UV, ncontacts=1, seed=seed)
+    params |= dict(
+        probe=probe_name, n=N_TEMPLATES_PER_MODEL, min_amp=MIN_AMPLITUDE_UV, ncontacts=1, seed=TEMPLATES_SEED
+    )
     generator = MEArec.gen_templates(
         MEArec.get_default_cell_models_folder(), params=params, parallel=False, verbose=False
     )

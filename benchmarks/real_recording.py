@@ -132,7 +132,7 @@ def main():
     recording = read_tetrode(options.file, options.sampling_frequency, options.channels)
     sortings = {}
     for name in options.sorters:
-        sorter_name, params = get_sorter(name, seed=0)
+        sorter_name, params = get_sorter(name)
         folder = options.work_folder / f"{options.name}__{name}"
         sortings[name] = si.run_sorter(sorter_name, recording, folder=folder, remove_existing_folder=True, **params)
     filtered = si.bandpass_filter(recording, *BANDPASS_HZ)

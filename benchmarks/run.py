@@ -1,8 +1,9 @@
 """
-Sort recordings with known spikes and write one JSON file a case, sorter and seed.
+Sort recordings with known spikes and write one JSON file a case, sorter and seed of the recording.
 
     python benchmarks/run.py --cases native_tetrode --sorters huidurep lupin --seeds 0 1
     python benchmarks/run.py --sets GT_FOLDER --cases np32_static --sorters huidurep limit
+    python benchmarks/run.py --sets GT_FOLDER/seed{seed} --seeds 0 1 --cases all --sorters huidurep
     python benchmarks/run.py --recording REC --ground-truth GT --sorters huidurep
     python benchmarks/run.py --cases native_static --params '{"weights": "mine.safetensors"}' --label _mine
     python benchmarks/run.py --sets GT_FOLDER --list
@@ -36,7 +37,7 @@ PACKAGES = ("spikeinterface", "spikeinterface_huidurep", "torch", "numpy", "scik
 ERROR_LENGTH = 2000
 
 
-def sort_and_compare(case, sorter, more_params, seed, n_jobs, case_folder, folder):
+def sort_and_compare(case, sorter, more_params, n_jobs, case_folder, folder):
     """
     Sort a prepared case and compare with the truth.
 
@@ -46,7 +47,6 @@ def sort_and_compare(case, sorter, more_params, seed, n_jobs, case_folder, folde
     sorter : str
     more_params : dict
         Parameters beside those of `get_sorter`.
-    seed : int
     n_jobs : int
     case_folder : Path
         As `prepare_case` wrote it.
@@ -62,7 +62,7 @@ def sort_and_compare(case, sorter, more_params, seed, n_jobs, case_folder, folde
     analyzer = si.load_sorting_analyzer(case_folder / "analyzer")
     params = {}
     if sorter != LIMIT:
-        sorter_name, params = get_sorter(sorter, seed)
+        sorter_name, params = get_sorter(sorter)
         params = dict(sorter_name=sorter_name) | params | more_params
     cases = {sorter: dict(dataset=case.name, label=sorter, params=params)}
     study = SorterStudy.create(folder, datasets={case.name: analyzer}, cases=cases, levels="sorter")
@@ -138,6 +138,7 @@ def run_one(case, sorter, seed, options):
     case : Case
     sorter : str
     seed : int
+        That the recording of the case is made with.
     options : argparse.Namespace
 
     Returns
@@ -147,7 +148,8 @@ def run_one(case, sorter, seed, options):
     """
     work = Path(options.work_folder).absolute()
     name = name_result(case, sorter, seed, options)
-    case_folder, study_folder, part = work / "cases" / name_case(case, options), work / name, work / f"{name}.json"
+    case_folder = work / "cases" / f"{name_case(case, options)}__seed{seed}"
+    study_folder, part = work / name, work / f"{name}.json"
     case_folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(study_folder, ignore_errors=True)
     part.unlink(missing_ok=True)
@@ -166,7 +168,7 @@ def run_one(case, sorter, seed, options):
         if error:
             return result | dict(error=f"no recording: {error}")
     result |= json.loads((case_folder / "facts.json").read_text(encoding="utf8"))
-    arguments = (part, case, sorter, options.params, seed, options.n_jobs, case_folder, study_folder)
+    arguments = (part, case, sorter, options.params, options.n_jobs, case_folder, study_folder)
     peak_memory_mb, error = run_limited(run_job, arguments, log, *limits)
     result |= dict(error=error) if error else json.loads(part.read_text(encoding="utf8"))
     if not options.keep:
@@ -184,29 +186,55 @@ def name_result(case, sorter, seed, options):
     return f"{name_case(case, options)}__{sorter}{options.label}__seed{seed}"
 
 
-def run_all(options):
-    """Run every case, sorter and seed that has no result yet."""
-    cases = find_cases(options.sets, options.recording, options.ground_truth, options.real_data, options.work_folder)
-    names = list(cases) if options.cases == ["all"] else options.cases
-    if options.recording and not names:
-        names = [name_pair(options.recording)]
+def list_runs(options):
+    """
+    What the command line asks for.
+
+    Returns
+    -------
+    runs : list of (Case, str, int)
+        Case, sorter and seed, seed by seed. A case with only one recording is run for the first seed.
+    """
+    runs = []
+    for seed in options.seeds:
+        cases = find_all_cases(options, seed)
+        for case in choose_cases(cases, options):
+            if case.seeded or seed == options.seeds[0]:
+                runs += [(case, sorter, seed) for sorter in options.sorters]
+    return runs
+
+
+def find_all_cases(options, seed):
+    """Cases by name, see `find_cases`."""
+    return find_cases(
+        options.sets, options.recording, options.ground_truth, options.real_data, options.work_folder, seed
+    )
+
+
+def choose_cases(cases, options):
+    """The cases that are named on the command line; a recording given there needs no name."""
+    names = options.cases or ([name_pair(options.recording)] if options.recording else [])
+    if names == ["all"]:
+        return list(cases.values())
+    if names == ["drifting"]:
+        return [case for case in cases.values() if case.drifts]
     unknown = sorted(set(names) - set(cases))
     if unknown:
         raise SystemExit(f"unknown cases {unknown}; the cases are {list(cases)}")
-    if options.list:
-        print("\n".join(f"{name:24} {case.facts}" for name, case in cases.items()))
-        return
+    return [cases[name] for name in names]
+
+
+def run_all(options):
+    """Run every case, sorter and seed that has no result yet."""
     results = Path(options.results)
     results.mkdir(parents=True, exist_ok=True)
-    for name in names:
-        for sorter in options.sorters:
-            for seed in options.seeds:
-                path = results / (name_result(cases[name], sorter, seed, options) + ".json")
-                if path.exists() and not options.again:
-                    continue
-                result = run_one(cases[name], sorter, seed, options)
-                write_json(path, result)
-                print(f"{path.stem}: {summarize(result)}", flush=True)
+    for case, sorter, seed in list_runs(options):
+        path = results / (name_result(case, sorter, seed, options) + ".json")
+        if path.exists() and not options.again:
+            continue
+        result = run_one(case, sorter, seed, options)
+        write_json(path, result)
+        print(f"{path.stem}: {summarize(result)}", flush=True)
 
 
 def summarize(result):
@@ -219,9 +247,9 @@ def summarize(result):
 
 def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", nargs="+", default=[], help="names, see --list; or all")
+    parser.add_argument("--cases", nargs="+", default=[], help="names, see --list; or all; or drifting")
     parser.add_argument("--list", action="store_true", help="print the cases and stop")
-    parser.add_argument("--sets", help="folder of sets NAME/recording and NAME/sorting")
+    parser.add_argument("--sets", help="folder of sets NAME/recording and NAME/sorting; may contain {seed}")
     parser.add_argument("--recording", help="a recording: a path for si.load, or READER:PATH for si.read_READER")
     parser.add_argument("--ground-truth", help="its true sorting, given in the same way")
     parser.add_argument("--real-data", help="folder with the data of hybrid.py, for the case hybrid_static")
@@ -231,7 +259,9 @@ def make_parser():
     )
     parser.add_argument("--params", type=json.loads, default={}, help="more parameters of the sorters, as JSON")
     parser.add_argument("--label", default="", help="added to the name of the sorters in the results")
-    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="seeds of the sorter")
+    parser.add_argument(
+        "--seeds", nargs="+", type=int, default=[0], help="of the recordings; sorters always use seed 0"
+    )
     parser.add_argument("--duration", type=float, help="cut the recordings to this number of seconds")
     parser.add_argument("--n-jobs", type=int, default=1)
     parser.add_argument("--time-limit-s", type=float, default=3600.0)
@@ -244,4 +274,9 @@ def make_parser():
 
 
 if __name__ == "__main__":
-    run_all(make_parser().parse_args())
+    arguments = make_parser().parse_args()
+    if arguments.list:
+        for each in find_all_cases(arguments, arguments.seeds[0]).values():
+            print(f"{each.name:24} {each.facts}")
+    else:
+        run_all(arguments)

@@ -22,18 +22,17 @@ VARIANTS = {
     "kilosort4_tetrode": ("kilosort4", dict(do_CAR=False, nblocks=0, Th_single_ch=4)),
 }
 SEED_PARAMETERS = ("seed", "cluster_init_seed", "whitening_seed")
+SORTER_SEED = 0
 
 
-def get_sorter(name, seed):
+def get_sorter(name):
     """
-    SpikeInterface's name of a sorter and the parameters to run it with.
+    SpikeInterface's name of a sorter and the parameters to run it with: its random numbers are the same in every run.
 
     Parameters
     ----------
     name : str
         A key of `VARIANTS`, or a sorter of SpikeInterface.
-    seed : int
-        Set where the sorter has a parameter for it.
 
     Returns
     -------
@@ -42,7 +41,7 @@ def get_sorter(name, seed):
     """
     sorter_name, params = VARIANTS.get(name, (name, {}))
     defaults = si.get_default_sorter_params(sorter_name)
-    return sorter_name, params | {key: seed for key in SEED_PARAMETERS if key in defaults}
+    return sorter_name, params | {key: SORTER_SEED for key in SEED_PARAMETERS if key in defaults}
 
 
 def match_true_templates(recording, sorting, drifts, folder):

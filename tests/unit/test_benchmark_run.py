@@ -6,6 +6,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
@@ -34,11 +35,14 @@ def read_results(folder):
 def test_runs_are_recorded_and_kept(benchmarks, options, tmp_path):
     import run
 
-    options = run.make_parser().parse_args([*options, "--cases", "tiny", "--sorters", "limit", "no_such_sorter"])
+    sorters = ["--sorters", "limit", "no_such_sorter", "--seeds", "3", "4"]
+    options = run.make_parser().parse_args([*options, "--cases", "tiny", *sorters])
     run.run_all(options)
 
     results = read_results(tmp_path / "results")
-    limit, failed = results["tiny__limit__seed0"], results["tiny__no_such_sorter__seed0"]
+    assert set(results) == {"tiny__limit__seed3", "tiny__no_such_sorter__seed3"}  # one recording: the first seed
+    limit, failed = results["tiny__limit__seed3"], results["tiny__no_such_sorter__seed3"]
+    assert limit["seed"] == 3
     assert limit["counts"]["num_gt"] == 3
     assert min(limit["performance"]["accuracy"]) > 0.8
     assert len(limit["true_units"]["snr"]) == len(limit["performance"]["recall"]) == 3
@@ -61,13 +65,53 @@ def test_unknown_case_is_named(benchmarks):
 def test_sets_are_found(benchmarks, tmp_path):
     from cases import find_cases
 
-    for name in ("a_static", "b_drift"):
-        for part in ("recording", "sorting"):
-            (tmp_path / name / part).mkdir(parents=True)
+    make_sets(tmp_path, "a_static", "b_drift")
     (tmp_path / "no_set").mkdir()
     cases = find_cases(sets=tmp_path)
     assert "no_set" not in cases
-    assert [cases[name].drifts for name in ("a_static", "b_drift", "native_static", "native_drift")] == [0, 1, 0, 1]
+    names = "a_static", "b_drift", "native_static", "native_drift"
+    assert [cases[name].drifts for name in names] == [False, True, False, True]
+    assert [cases[name].seeded for name in names] == [False, False, True, True]
+
+
+def make_sets(folder, *names):
+    for name in names:
+        for part in ("recording", "sorting"):
+            (folder / name / part).mkdir(parents=True)
+
+
+def test_seeds_choose_the_recordings(benchmarks, tmp_path):
+    import run
+
+    make_sets(tmp_path / "seed0", "a_static")
+    make_sets(tmp_path / "seed7", "a_static", "b_drift")
+    options = ["--seeds", "0", "7", "--sets", str(tmp_path / "seed{seed}"), "--cases"]
+    runs = run.list_runs(run.make_parser().parse_args([*options, "a_static", "native_static"]))
+    assert [(case.name, seed) for case, _, seed in runs] == [
+        ("a_static", 0),
+        ("native_static", 0),
+        ("a_static", 7),
+        ("native_static", 7),
+    ]
+    assert [case.make.args[0].parts[-3] for case, _, _ in runs[::2]] == ["seed0", "seed7"]
+    assert [case.make.keywords["seed"] for case, _, _ in runs[1::2]] == [0, 7]
+    runs = run.list_runs(run.make_parser().parse_args([*options, "drifting"]))
+    assert [(case.name, seed) for case, _, seed in runs] == [("native_drift", 0), ("native_drift", 7), ("b_drift", 7)]
+
+
+@pytest.mark.parametrize("name", ["native_one_channel", "native_tetrode", "native_384", "native_drift"])
+def test_made_recordings_differ_by_seed(benchmarks, name):
+    from cases import find_cases
+
+    def make_start(seed):
+        recording, sorting = find_cases(seed=seed)[name].make()
+        return recording.get_traces(end_frame=500), sorting.to_spike_vector()["sample_index"]
+
+    (traces, samples), (again, same_samples), (other, other_samples) = [make_start(seed) for seed in (0, 0, 1)]
+    np.testing.assert_array_equal(traces, again)
+    np.testing.assert_array_equal(samples, same_samples)
+    assert np.corrcoef(traces.ravel(), other.ravel())[0, 1] < 0.1
+    assert not np.array_equal(samples[:50], other_samples[:50])
 
 
 HOLD_MEMORY = [sys.executable, "-c", "import time; held = b'x' * 500_000_000; time.sleep(60)"]
@@ -102,5 +146,5 @@ def test_results_are_valid_json(benchmarks, tmp_path):
 def test_sorter_parameters(benchmarks):
     from sorters import get_sorter
 
-    assert get_sorter("huidurep_gmm", 3) == ("huidurep", dict(assignment="gmm", seed=3))
-    assert get_sorter("simple", 1) == ("simple", dict(seed=1))
+    assert get_sorter("huidurep_gmm") == ("huidurep", dict(assignment="gmm", seed=0))
+    assert get_sorter("simple") == ("simple", dict(seed=0))
