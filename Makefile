@@ -12,6 +12,7 @@ BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --time
 BENCH_SETS = $(if $(SETS),--sets "$(SETS)")
 SEEDS ?= 0 1 2
 PEERS := lupin tridesclous2 spykingcircus2
+DRIFT_PEERS := lupin_motion tridesclous2_motion
 
 .PHONY: test demo lint bench bench-full venv clean
 
@@ -27,14 +28,15 @@ lint: $(STAMP)
 
 # Three short cases, four sorters: under 25 minutes on 2 cores. The report is benchmark_report/report.html.
 bench: $(STAMP)
-	$(BENCH_RUN) --cases native_tetrode native_static native_drift --duration 60 --sorters huidurep $(PEERS) limit
+	$(BENCH_RUN) --cases native_tetrode native_static --duration 60 --sorters huidurep $(PEERS) limit
+	$(BENCH_RUN) --cases native_drift --duration 60 --sorters huidurep $(DRIFT_PEERS) spykingcircus2 limit
 	$(BENCH_REPORT)
 
 # Hours. SETS=FOLDER/seed{seed} names a folder for each seed with sets NAME/recording and NAME/sorting, which are run too.
 bench-full: $(STAMP)
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
 	$(BENCH_RUN) $(BENCH_SETS) --cases all --seeds $(SEEDS) --sorters huidurep huidurep_gmm $(PEERS) mountainsort5 limit
-	$(BENCH_RUN) $(BENCH_SETS) --cases drifting --seeds $(SEEDS) --sorters lupin_motion tridesclous2_motion huidurep_no_motion
+	$(BENCH_RUN) $(BENCH_SETS) --cases drifting --seeds $(SEEDS) --sorters $(DRIFT_PEERS) huidurep_no_motion
 	$(BENCH_RUN) $(BENCH_SETS) --cases all --sorters simple huidurep_pca huidurep_no_temporal_whitening
 	$(BENCH_RUN)/short --cases native_tetrode --duration 15 --sorters huidurep kilosort4 kilosort4_tetrode mountainsort5
 	$(BENCH_REPORT)

@@ -7,8 +7,9 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from matplotlib.ticker import LogLocator, NullFormatter
-from summary import COUNTS, LIMIT, SCORES, compute_ratios_to_fastest_peer, make_score_table, order_cases, order_sorters
+from summary import COUNTS, LIMIT, SCORES, compute_ratios_to_fastest_peer, format_count, make_score_table, order_sorters
 
+MAX_COLUMNS = 5  # of panels
 N_BANDS = 5  # of SNR or firing rate, with the same number of units each
 TITLES = dict(
     well_detected="well-detected units (accuracy ≥ 0.8)",
@@ -31,13 +32,13 @@ def plot_counts(runs):
     """Units of each kind: one row a case, one column a sorter; the colour is the count over the true units."""
     tables = {name: make_score_table(runs, name) for name in COUNTS}
     shape = tables["well_detected"].shape
-    n_true = runs.groupby("case")["n_true"].first().reindex(tables["well_detected"].index)
+    n_true = runs.groupby("case")["n_true"].mean().reindex(tables["well_detected"].index)
     figure, axes = _make_grid_of_maps(shape, 2, 2)
     for axis, (name, table) in zip(axes.ravel(), tables.items(), strict=True):
         cmap, vmax = ("viridis", 1.0) if name == "well_detected" else ("Reds", 0.5)
-        _draw_map(axis, table.div(n_true, axis=0), table.map("{:.3g}".format), TITLES[name], vmax, cmap)
+        _draw_map(axis, table.div(n_true, axis=0), table.map(format_count), TITLES[name], vmax, cmap)
     for axis in axes[:, 0]:
-        axis.set_yticks(range(shape[0]), [f"{case} ({number})" for case, number in n_true.items()])
+        axis.set_yticks(range(shape[0]), [f"{case} ({format_count(number)})" for case, number in n_true.items()])
     return figure
 
 
@@ -64,7 +65,7 @@ def _draw_map(axis, table, labels, title, vmax, cmap="viridis"):
 
 def plot_accuracy_against(units, column, label):
     """
-    Accuracy of every true unit against one of its properties: one panel a sorter, all cases together.
+    Accuracy of every true unit against one of its properties: one panel a sorter, all cases and seeds together.
 
     Parameters
     ----------
@@ -74,16 +75,15 @@ def plot_accuracy_against(units, column, label):
     label : str
         Of the horizontal axis.
     """
-    units = units.groupby(["case", "sorter", "unit"], as_index=False)[["accuracy", column]].mean()
     names = order_sorters(units)
-    n_columns = min(len(names), 4)
-    n_rows = -(-len(names) // n_columns)
+    n_rows = -(-len(names) // MAX_COLUMNS)
+    n_columns = -(-len(names) // n_rows)
     size = (2.7 * n_columns, 2.3 * n_rows + 0.3)
     figure, axes = plt.subplots(n_rows, n_columns, figsize=size, sharex=True, sharey=True, squeeze=False)
     edges = np.quantile(units[column], np.linspace(0, 1, N_BANDS + 1))
     for axis, name in zip(axes.ravel(), names, strict=False):
         chosen = units[units["sorter"] == name]
-        axis.plot(chosen[column], chosen["accuracy"], ".", color="0.6", markersize=4)
+        axis.plot(chosen[column], chosen["accuracy"], ".", color="0.6", markersize=4, alpha=0.5)
         bands = np.clip(np.searchsorted(edges, chosen[column], side="right") - 1, 0, N_BANDS - 1)
         means = chosen.groupby(bands)[[column, "accuracy"]].mean()
         axis.plot(means[column], means["accuracy"], "o-", color="tab:red", markersize=4)
@@ -106,27 +106,26 @@ def plot_accuracy_against(units, column, label):
 
 
 def plot_costs(runs):
-    """Wall time and peak memory over those of the fastest peer, and the real-time factor: one line a case."""
+    """Wall time and peak memory over those of the fastest peer, and the real-time factor: one point a case."""
     panels = {
         "wall time / fastest peer": compute_ratios_to_fastest_peer(runs, "seconds"),
         "peak memory / fastest peer": compute_ratios_to_fastest_peer(runs, "peak_memory_mb"),
         "wall time / duration of the recording": make_score_table(runs[runs["sorter"] != LIMIT], "real_time_factor"),
     }
     figure, axes = plt.subplots(1, len(panels), figsize=(12, 4), layout="constrained")
-    markers = "osD^vP*Xhd<>p"
     for axis, (title, table) in zip(axes, panels.items(), strict=True):
-        for index, case in enumerate(order_cases(table.index)):
-            marker = markers[index % len(markers)]
-            axis.plot(range(table.shape[1]), table.loc[case], marker, alpha=0.8, label=case)
+        spread = np.linspace(-0.2, 0.2, len(table))
+        for index, name in enumerate(table.columns):
+            axis.plot(index + spread, table[name], "o", color="0.6", markersize=4)
+            axis.plot(index, table[name].median(), "_", color="tab:red", markersize=24, markeredgewidth=2)
         axis.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")
         axis.axhline(1.0, color="0.5", linewidth=0.8)
         axis.set_yscale("log")
+        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter("{x:g}")
-        axis.tick_params(axis="y", which="minor", labelsize=7)
+        axis.yaxis.set_minor_formatter(NullFormatter())
         axis.set_title(title, fontsize=10)
-        axis.grid(axis="y", which="both", color="0.93")
-    figure.legend(*axes[-1].get_legend_handles_labels(), loc="outside right center", fontsize=8)
+        axis.grid(axis="y", color="0.9")
     return figure
 
 

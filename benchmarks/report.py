@@ -16,27 +16,53 @@ import numpy as np
 import pandas as pd
 from summary import (
     LIMIT,
+    MAIN_VARIANTS,
     OURS,
     RESULTS,
-    compare_with_best_peers,
-    compute_p_value,
-    compute_ratios_to_fastest_peer,
+    choose_main_results,
     make_run_table,
-    make_score_table,
     make_unit_table,
-    order_cases,
-    order_sorters,
+    read_not_run,
     read_results,
-    shorten_error,
+)
+from tables import (
+    describe_comparison,
+    format_comparison,
+    make_accuracy_table,
+    make_case_table,
+    make_cost_table,
+    make_false_unit_table,
+    make_short_table,
+    make_variant_table,
+    to_markdown,
 )
 
 TIMED, SHORT = "timed", "short"  # folders in that of the results, see benchmarks/README.md
 README = Path(__file__).parents[1] / "README.md"
+README_SORTERS = (OURS, *MAIN_VARIANTS, "lupin", "tridesclous2", "spykingcircus2", "mountainsort5", LIMIT)
 START, END = "<!-- results: made by benchmarks/report.py -->", "<!-- end of results -->"
 STYLE = (
     "body { font-family: sans-serif; max-width: 100em; margin: 2em auto; padding: 0 1em; } img { max-width: 100%; } "
     "table { display: block; overflow-x: auto; border-collapse: collapse; font-size: 0.85em; } "
     "td, th { border: 1px solid #ccc; padding: 0.2em 0.6em; text-align: left; white-space: nowrap; }"
+)
+ACCURACY = (
+    "Mean accuracy over all true units (a missed unit counts 0), ± SD over seeds of the recording where there are "
+    "several; in brackets the units at 0.8 or better; n: seeds, if fewer than in the row. Peers that have a motion "
+    "correction run with it on drifting recordings, where not marked otherwise. The figures below show the same runs."
+)
+COMPARISON = (
+    "By recording: accuracies are means over the seeds that both have; Wilcoxon signed-rank test over the true units, "
+    "two-sided."
+)
+COSTS = (
+    "Wall time of run_sorter in a new process, with compilation. Memory: largest resident memory of the process and "
+    "its children, which also loads the recording and compares with the truth. The table shows medians over cases; in "
+    "the figure a grey point is a case and a red line the median."
+)
+FALSE_UNITS = (
+    "Units found that are not one true unit each, as SpikeInterface counts them: huidurep / best peer, means over the "
+    "seeds both have."
 )
 
 
@@ -50,101 +76,16 @@ class Section:
     figure: object = None
 
 
-def make_accuracy_table(results):
-    """
-    The table of cases and sorters, and the reasons of its holes.
-
-    Returns
-    -------
-    table : pd.DataFrame
-        Strings: mean accuracy over the true units, plus or minus its SD over seeds where there are several, and in
-        brackets the units at 0.8 or better. Index: case with the number of true units.
-    reasons : list of str
-        Why runs failed, in the order of the numbers in the table.
-    """
-    runs = make_run_table(results)
-    failed = {}
-    for result in results:
-        if "error" in result:
-            failed.setdefault((result["case"], result["sorter"]), shorten_error(result["error"]))
-    names = order_sorters(runs)
-    sorters = names + sorted({sorter for _, sorter in failed} - set(names))
-    reasons = []
-    table = {}
-    for case in order_cases([*runs["case"], *(case for case, _ in failed)]):
-        cells = {}
-        for sorter in sorters:
-            chosen = runs[(runs["case"] == case) & (runs["sorter"] == sorter)]
-            if len(chosen):
-                cells[sorter] = _format_runs(chosen)
-            elif (case, sorter) in failed:
-                reason = f"{sorter}: {failed[case, sorter]}"
-                if reason not in reasons:
-                    reasons.append(reason)
-                cells[sorter] = f"failed ({reasons.index(reason) + 1})"
-            else:
-                cells[sorter] = "not run"
-        n_true = runs.loc[runs["case"] == case, "n_true"]
-        table[f"{case} ({n_true.iloc[0]})" if len(n_true) else case] = cells
-    return pd.DataFrame.from_dict(table, orient="index", columns=sorters), reasons
-
-
-def _format_runs(runs):
-    spread = f" ± {runs['accuracy'].std():.2f}" if len(runs) > 1 else ""
-    return f"{runs['accuracy'].mean():.2f}{spread} ({runs['well_detected'].mean():.3g})"
-
-
-def describe_comparison(units):
-    """Sentences about the paired tests of huidurep against the best peer of each case, and their table."""
-    comparison = compare_with_best_peers(units)
-    if comparison.empty:
-        return [], None
-    difference = comparison["ours"] - comparison["peer"]
-    p_value = compute_p_value(difference)
-    sentence = (
-        f"Against the most accurate of the peers run on each case, {OURS} is better on {(difference > 0).sum()} of "
-        f"{len(comparison)} cases; the mean difference in accuracy is {difference.mean():+.3f} "
-        f"(Wilcoxon signed-rank test over cases, two-sided: p = {p_value:.2g})."
-    )
-    table = comparison.assign(
-        ours=comparison["ours"].map("{:.3f}".format),
-        peer=comparison["peer"].map("{:.3f}".format),
-        p_value=comparison["p_value"].map("{:.2g}".format),
-    )
-    return [sentence], table
-
-
-def make_cost_table(runs):
-    """Median over cases of wall time and peak memory, as ratios to the fastest peer, and the real-time factor."""
-    time, memory = (compute_ratios_to_fastest_peer(runs, column) for column in ("seconds", "peak_memory_mb"))
-    factor = make_score_table(runs[runs["sorter"] != LIMIT], "real_time_factor")
-    columns = {
-        "cases": factor.notna().sum().astype(str),
-        "wall time / fastest peer": time.median().map("{:.2f}".format),
-        "peak memory / fastest peer": memory.median().map("{:.2f}".format),
-        "wall time / duration": factor.median().map("{:.2f}".format),
-    }
-    return pd.DataFrame(columns).loc[factor.columns]
-
-
-def make_short_table(results):
-    """Accuracy and seconds of each run, or why it failed: one row a run."""
-    rows = {}
-    for result in sorted(results, key=lambda result: (result["case"], result["sorter"])):
-        if "error" in result:
-            cells = ["failed", "", shorten_error(result["error"])]
-        else:
-            run = make_run_table([result])
-            cells = [f"{_format_runs(run)} of {run['n_true'].iloc[0]}", f"{result['seconds']:.0f}", ""]
-        rows[f"{result['case']}: {result['sorter']}"] = cells
-    return pd.DataFrame.from_dict(rows, orient="index", columns=["accuracy (units)", "wall time (s)", "reason"])
-
-
-def make_readme_text(results, timed_results, short_results):
-    """The tables of the README: accuracy, the paired test, the costs of the timed runs, and the short runs."""
-    table, reasons = make_accuracy_table([result for result in results if not result["sorter"].startswith(f"{OURS}_")])
-    sentences, _ = describe_comparison(make_unit_table(results))
-    parts = [to_markdown(table, "recording (true units)"), *number_reasons(reasons), *sentences]
+def make_readme_text(results, timed_results, short_results, not_run):
+    """The tables of the README: accuracy, the paired test, false units, costs of the timed runs, and the short runs."""
+    shown = [result for result in choose_main_results(results) if result["sorter"] in README_SORTERS]
+    table, notes = make_accuracy_table(shown, not_run)
+    table = table[[name for name in ("units", "seeds", *README_SORTERS) if name in table]]
+    sentences, comparison = describe_comparison(make_unit_table(results))
+    parts = [to_markdown(table, "recording"), *notes, *sentences]
+    if len(comparison):
+        false_units = make_false_unit_table(make_run_table(results), comparison)
+        parts += [FALSE_UNITS, to_markdown(false_units, "recording")]
     if timed_results:
         parts.append(to_markdown(make_cost_table(make_run_table(timed_results)), "sorter"))
     if short_results:
@@ -152,12 +93,7 @@ def make_readme_text(results, timed_results, short_results):
     return "\n\n".join(parts)
 
 
-def number_reasons(reasons):
-    """Foot notes of the accuracy table, one a paragraph."""
-    return [f"({index}) {reason}" for index, reason in enumerate(reasons, 1)]
-
-
-def make_sections(results, timed_results, short_results, agreements):
+def make_sections(results, timed_results, short_results, not_run, agreements):
     """
     The parts of the report.
 
@@ -169,6 +105,8 @@ def make_sections(results, timed_results, short_results, agreements):
         Of the runs whose times can be compared.
     short_results : list of dict
         Of sorters that are too slow or too fragile for the other cases.
+    not_run : dict
+        See `read_not_run`.
     agreements : list of dict
         Of sorters on real recordings, as `real_recording.py` writes them.
 
@@ -176,60 +114,9 @@ def make_sections(results, timed_results, short_results, agreements):
     -------
     sections : list of Section
     """
-    runs, units = make_run_table(results), make_unit_table(results)
-    table, reasons = make_accuracy_table(results)
-    sentences, comparison = describe_comparison(units)
-    facts = {result["case"]: result.get("facts", "") for result in results}
-    sections = [
-        Section("Cases", table=pd.DataFrame({"what": {case: facts[case] for case in order_cases(facts)}})),
-        Section(
-            "Accuracy",
-            (
-                "Mean accuracy over all true units (a missed unit counts 0), ± SD over seeds of the sorter where there "
-                "are several; in brackets the units at 0.8 or better.",
-                *number_reasons(reasons),
-            ),
-            table,
-        ),
-        Section(
-            "Against the best peer",
-            (
-                *sentences,
-                "By case: Wilcoxon signed-rank test, two-sided, over the true units; accuracies are means over seeds.",
-            ),
-            comparison,
-        ),
-        Section("Accuracy, precision, recall", figure=figures.plot_scores(runs)),
-        Section(
-            "Accuracy against SNR",
-            (f"Each point is a true unit of a case; the line joins the means of {figures.N_BANDS} equal parts.",),
-            figure=figures.plot_accuracy_against(units, "snr", "SNR (300 to 6000 Hz)"),
-        ),
-        Section(
-            "Accuracy against firing rate",
-            figure=figures.plot_accuracy_against(units, "firing_rate_hz", "firing rate (Hz)"),
-        ),
-        Section(
-            "Units found",
-            ("Number of units of each kind, as SpikeInterface counts them; in brackets the true units.",),
-            figure=figures.plot_counts(runs),
-        ),
-    ]
+    sections = make_accuracy_sections(results, not_run) + make_figure_sections(choose_main_results(results))
     if timed_results:
-        timed = make_run_table(timed_results)
-        sections.append(
-            Section(
-                "Time and memory",
-                (
-                    describe_machine(timed_results),
-                    "Wall time of run_sorter in a new process, with compilation. Memory: largest resident memory of "
-                    "the process and its children, which also loads the recording and compares with the truth. The "
-                    "table shows medians over cases.",
-                ),
-                make_cost_table(timed),
-                figures.plot_costs(timed),
-            )
-        )
+        sections.append(make_cost_section(timed_results))
     if short_results:
         sections.append(
             Section("Short recordings", (describe_machine(short_results),), make_short_table(short_results))
@@ -245,6 +132,58 @@ def make_sections(results, timed_results, short_results, agreements):
     return sections
 
 
+def make_accuracy_sections(results, not_run):
+    """The cases, and the tables about all runs."""
+    table, notes = make_accuracy_table(choose_main_results(results), not_run)
+    variants, variant_notes = make_variant_table(results)
+    sentences, comparison = describe_comparison(make_unit_table(results))
+    sections = [
+        Section("Cases", table=make_case_table(results)),
+        Section("Accuracy", (ACCURACY, *notes), table),
+        Section("Against the best peer", (*sentences, COMPARISON), format_comparison(comparison)),
+        Section(
+            "False, redundant and over-merged units",
+            (FALSE_UNITS,),
+            make_false_unit_table(make_run_table(results), comparison),
+        ),
+        Section("Variants", ("The table of accuracies, where variants were run.", *variant_notes), variants),
+    ]
+    return [section for section in sections if len(section.table)]
+
+
+def make_figure_sections(results):
+    """Figures of runs that were chosen by `choose_main_results`."""
+    runs, units = make_run_table(results), make_unit_table(results)
+    return [
+        Section("Accuracy, precision, recall", ("Means over seeds.",), figure=figures.plot_scores(runs)),
+        Section(
+            "Accuracy against SNR",
+            (
+                "Each point is a true unit in a recording of one seed; the line joins the means of "
+                f"{figures.N_BANDS} bands with the same number of units of all sorters together.",
+            ),
+            figure=figures.plot_accuracy_against(units, "snr", "SNR (300 to 6000 Hz)"),
+        ),
+        Section(
+            "Accuracy against firing rate",
+            figure=figures.plot_accuracy_against(units, "firing_rate_hz", "firing rate (Hz)"),
+        ),
+        Section(
+            "Units found",
+            ("Units of each kind, as SpikeInterface counts them, means over seeds; in brackets the true units.",),
+            figure=figures.plot_counts(runs),
+        ),
+    ]
+
+
+def make_cost_section(timed_results):
+    """Time and memory of runs that can be compared."""
+    runs = make_run_table(timed_results)
+    return Section(
+        "Time and memory", (describe_machine(timed_results), COSTS), make_cost_table(runs), figures.plot_costs(runs)
+    )
+
+
 def describe_machine(results):
     """One sentence: machine, versions and load."""
     first = results[0]
@@ -256,13 +195,6 @@ def describe_machine(results):
         f"{named}; commit {first['commit']}; n_jobs={first['n_jobs']}; load average of the machine "
         f"{np.min(loads):.1f} to {np.max(loads):.1f}."
     )
-
-
-def to_markdown(table, corner=""):
-    """A table of values as Markdown."""
-    rows = [[corner, *table.columns], ["---"] * (1 + len(table.columns))]
-    rows += [[index, *values] for index, *values in table.itertuples()]
-    return "\n".join("| " + " | ".join(str(cell).replace("|", "\\|") for cell in row) + " |" for row in rows)
 
 
 def write_report(sections, folder):
@@ -291,8 +223,9 @@ def write_report(sections, folder):
 
 
 def read_all_results(folder, timed_folder=None):
-    """Results of a folder, of its timed runs (or those of another folder), and of its short ones."""
-    return read_results(folder), read_results(timed_folder or folder / TIMED), read_results(folder / SHORT)
+    """Results of a folder, of its timed runs (or those of another folder), of its short ones, and what is missing."""
+    folders = folder, timed_folder or folder / TIMED, folder / SHORT
+    return *map(read_results, folders), read_not_run(folder)
 
 
 def replace_text(readme, text):
@@ -309,15 +242,15 @@ def main():
     parser.add_argument("--out", default="benchmark_report", type=Path, help="folder of the report")
     parser.add_argument("--update-readme", action="store_true", help="only put the tables into the README")
     options = parser.parse_args()
-    results, timed_results, short_results = read_all_results(options.results, options.timed_results)
+    results = read_all_results(options.results, options.timed_results)
     if options.update_readme:
-        text = make_readme_text(results, timed_results, short_results)
-        README.write_text(replace_text(README.read_text(encoding="utf8"), text), encoding="utf8")
+        readme = README.read_text(encoding="utf8")
+        README.write_text(replace_text(readme, make_readme_text(*results)), encoding="utf8")
         return
     agreements = [
         json.loads(path.read_text(encoding="utf8")) for path in sorted(options.results.glob("*__agreement.json"))
     ]
-    write_report(make_sections(results, timed_results, short_results, agreements), options.out)
+    write_report(make_sections(*results, agreements), options.out)
 
 
 if __name__ == "__main__":

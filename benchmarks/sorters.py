@@ -3,6 +3,7 @@
 import numpy as np
 import spikeinterface.full as si
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
+from summary import MOTION, MOTION_PEERS
 
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import preprocess
@@ -17,8 +18,7 @@ VARIANTS = {
     "huidurep_pca": ("huidurep", dict(features="pca")),
     "huidurep_no_temporal_whitening": ("huidurep", dict(temporal_whitening=False)),
     "huidurep_no_motion": ("huidurep", dict(apply_motion_correction=False)),
-    "lupin_motion": ("lupin", dict(apply_motion_correction=True)),
-    "tridesclous2_motion": ("tridesclous2", dict(apply_motion_correction=True)),
+    **{name + MOTION: (name, dict(apply_motion_correction=True)) for name in MOTION_PEERS},
     "kilosort4_tetrode": ("kilosort4", dict(do_CAR=False, nblocks=0, Th_single_ch=4)),
 }
 SEED_PARAMETERS = ("seed", "cluster_init_seed", "whitening_seed")

@@ -11,6 +11,9 @@ from scipy.stats import wilcoxon
 RESULTS = Path(__file__).parent / "results"
 LIMIT = "limit"
 OURS = "huidurep"
+MAIN_VARIANTS = ("huidurep_gmm",)  # of huidurep, beside it in tables and figures
+MOTION = "_motion"  # ends the name of a peer whose own motion correction is switched on
+MOTION_PEERS = ("lupin", "tridesclous2")  # that have one, off by default
 SCORES = ["accuracy", "precision", "recall"]
 COUNTS = {
     "well_detected": "num_well_detected",
@@ -18,6 +21,7 @@ COUNTS = {
     "redundant": "num_redundant",
     "overmerged": "num_overmerged",
 }
+NOT_RUN = "not_run.json"
 FIRST_CASES = ("tetrode", "np32", "np64", "mea", "native")
 
 
@@ -30,6 +34,49 @@ def read_results(folder=RESULTS):
     results : list of dict
     """
     return [json.loads(path.read_text(encoding="utf8")) for path in sorted(Path(folder).glob("*__seed*.json"))]
+
+
+def read_not_run(folder=RESULTS):
+    """Why sorters were not run: reason by pattern of CASE__SORTER, from an optional file beside the results."""
+    path = Path(folder) / NOT_RUN
+    return json.loads(path.read_text(encoding="utf8")) if path.exists() else {}
+
+
+def is_peer(sorter):
+    """Whether a sorter is neither huidurep, nor a variant of it, nor the limit."""
+    return not sorter.startswith(OURS) and sorter != LIMIT
+
+
+def choose_main_results(results):
+    """
+    The results in which every sorter is run in one way.
+
+    Variants of huidurep are left out, but those of `MAIN_VARIANTS`. On drifting recordings the runs of a peer with its
+    own motion correction take the name and place of those without, unless only the latter ended well.
+
+    Parameters
+    ----------
+    results : list of dict
+
+    Returns
+    -------
+    chosen : list of dict
+        A run without motion correction on a drifting recording, of a peer that has one, has "uncorrected": True.
+    """
+    run = {(result["case"], result["sorter"]) for result in results}
+    finished = {(result["case"], result["sorter"]) for result in results if "error" not in result}
+    chosen = []
+    for result in results:
+        case, sorter, drifts = result["case"], result["sorter"], result.get("drifts", False)
+        plain = sorter.removesuffix(MOTION)
+        if plain in MOTION_PEERS:
+            corrected = (case, plain + MOTION)
+            is_corrected = drifts and (corrected in finished or (corrected in run and (case, plain) not in finished))
+            if is_corrected == sorter.endswith(MOTION):
+                chosen.append(result | dict(sorter=plain, uncorrected=drifts and not is_corrected))
+        elif is_peer(sorter) or sorter in (OURS, LIMIT, *MAIN_VARIANTS):
+            chosen.append(result)
+    return chosen
 
 
 def shorten_error(error):
@@ -109,6 +156,11 @@ def order_sorters(runs):
     return [*ours, *others, *([LIMIT] if LIMIT in peers else [])]
 
 
+def format_count(mean):
+    """A mean number of units, with a decimal where it needs one."""
+    return f"{mean:.1f}".removesuffix(".0")
+
+
 def make_score_table(runs, score):
     """Mean over seeds of one column of the run table: one row a case, one column a sorter."""
     table = runs.pivot_table(index="case", columns="sorter", values=score, aggfunc="mean")
@@ -132,7 +184,7 @@ def compute_ratios_to_fastest_peer(runs, column):
     """
     runs = runs[runs["sorter"] != LIMIT]
     seconds, values = make_score_table(runs, "seconds"), make_score_table(runs, column)
-    peers = [name for name in seconds.columns if not name.startswith(OURS)]
+    peers = [name for name in seconds.columns if is_peer(name)]
     fastest = seconds[peers].dropna(how="all").idxmin(axis=1)
     reference = pd.Series({case: values.loc[case, sorter] for case, sorter in fastest.items()}, dtype=float)
     return values.loc[fastest.index].div(reference, axis=0)
@@ -140,10 +192,10 @@ def compute_ratios_to_fastest_peer(runs, column):
 
 def compare_with_best_peers(units):
     """
-    Paired comparison of huidurep with the most accurate peer of each case, true unit by true unit.
+    Paired comparison of huidurep with the most accurate peer of each case, seed by seed and true unit by true unit.
 
-    Accuracies are averaged over seeds first. The test is Wilcoxon's signed-rank test, two-sided, on the differences
-    of the units of the case.
+    Only the seeds that both have count. The test of a case is Wilcoxon's signed-rank test, two-sided, on the
+    differences of its units, whose accuracies are averaged over seeds first.
 
     Parameters
     ----------
@@ -153,28 +205,34 @@ def compare_with_best_peers(units):
     Returns
     -------
     comparison : pd.DataFrame
-        Index: case; columns: best_peer, ours, peer (mean accuracies), n_units, n_better, n_worse, p_value (nan where
-        no unit differs).
+        Index: case; columns: best_peer, ours, peer (mean accuracies), n_seeds, n_seeds_better, n_units, n_better,
+        n_worse, p_value (nan where no unit differs).
     """
     rows = {}
     for case in order_cases(units["case"]):
-        accuracy = units[units["case"] == case].pivot_table(index="unit", columns="sorter", values="accuracy")
-        peers = [name for name in accuracy.columns if not name.startswith(OURS) and name != LIMIT]
-        if OURS not in accuracy or not peers:
-            continue
-        best = accuracy[peers].mean().idxmax()
-        difference = accuracy[OURS] - accuracy[best]
-        rows[case] = dict(
-            best_peer=best,
-            ours=accuracy[OURS].mean(),
-            peer=accuracy[best].mean(),
-            n_units=len(difference),
-            n_better=int((difference > 0).sum()),
-            n_worse=int((difference < 0).sum()),
-            p_value=compute_p_value(difference),
-        )
-    columns = ["best_peer", "ours", "peer", "n_units", "n_better", "n_worse", "p_value"]
+        accuracy = units[units["case"] == case].pivot_table(index=["seed", "unit"], columns="sorter", values="accuracy")
+        peers = [name for name in accuracy if is_peer(name)] if OURS in accuracy else []
+        by_peer = {name: accuracy[[OURS, name]].dropna().set_axis(["ours", "peer"], axis=1) for name in peers}
+        by_peer = {name: pairs for name, pairs in by_peer.items() if len(pairs)}
+        if by_peer:
+            best = max(by_peer, key=lambda name: by_peer[name].groupby("seed")["peer"].mean().mean())
+            rows[case] = dict(best_peer=best) | _compare_pairs(by_peer[best])
+    columns = ["best_peer", "ours", "peer", "n_seeds", "n_seeds_better", "n_units", "n_better", "n_worse", "p_value"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns)
+
+
+def _compare_pairs(pairs):
+    by_seed, by_unit = pairs.groupby("seed").mean(), pairs.groupby("unit").mean()
+    difference = by_unit["ours"] - by_unit["peer"]
+    return dict(
+        **by_seed.mean(),
+        n_seeds=len(by_seed),
+        n_seeds_better=int((by_seed["ours"] > by_seed["peer"]).sum()),
+        n_units=len(by_unit),
+        n_better=int((difference > 0).sum()),
+        n_worse=int((difference < 0).sum()),
+        p_value=compute_p_value(difference),
+    )
 
 
 def compute_p_value(differences):

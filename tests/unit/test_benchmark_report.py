@@ -16,7 +16,7 @@ def benchmarks(monkeypatch):
     monkeypatch.syspath_prepend(str(REPOSITORY / "benchmarks"))
 
 
-def make_result(case, sorter, accuracy, seed=0, seconds=10.0, memory=1000):
+def make_result(case, sorter, accuracy, seed=0, seconds=10.0, memory=1000, n_false=1):
     """A result file's content: all other scores are the accuracy."""
     n_units = len(accuracy)
     return dict(
@@ -30,6 +30,9 @@ def make_result(case, sorter, accuracy, seed=0, seconds=10.0, memory=1000):
         versions=dict(python="3.11", kilosort=None),
         load_average=[0.5, 1.5],
         duration_s=20.0,
+        n_channels=4,
+        sampling_frequency=32000.0,
+        drifts="drift" in case,
         true_units=dict(
             unit=[str(index) for index in range(n_units)],
             snr=np.linspace(2, 20, n_units).tolist(),
@@ -40,7 +43,7 @@ def make_result(case, sorter, accuracy, seed=0, seconds=10.0, memory=1000):
             num_gt=n_units,
             num_sorter=n_units,
             num_well_detected=sum(value >= 0.8 for value in accuracy),
-            num_false_positive=1,
+            num_false_positive=n_false,
             num_redundant=0,
             num_overmerged=0,
         ),
@@ -66,14 +69,61 @@ def results():
 
 
 def test_accuracy_table_has_no_hole_without_reason(results):
-    import report
+    from tables import make_accuracy_table
 
-    table, reasons = report.make_accuracy_table(results)
-    assert list(table.index) == ["tetrode_static (2)", "np32_drift (4)"]
-    assert list(table.columns) == ["huidurep", "slow", "fast", "limit"]
-    assert table.loc["np32_drift (4)"].tolist() == ["0.84 ± 0.07 (3)", "failed (1)", "0.68 (1)", "1.00 (4)"]
-    assert table.loc["tetrode_static (2)"].tolist() == ["0.90 (2)", "0.70 (1)", "not run", "not run"]
-    assert reasons == ["slow: stopped: over the time limit of 5 s"]
+    table, notes = make_accuracy_table(results, {"tetrode*__limit": "no time"})
+    assert list(table.index) == ["tetrode_static", "np32_drift"]
+    assert list(table.columns) == ["units", "seeds", "huidurep", "slow", "fast", "limit"]
+    drift = ["4", 2, "0.84 ± 0.07 (3)", "failed [2]", "0.68 (1) n=1", "1.00 (4) n=1"]
+    assert table.loc["np32_drift"].tolist() == drift
+    assert table.loc["tetrode_static"].tolist() == ["2", 1, "0.90 (2)", "0.70 (1)", "not run", "not run [1]"]
+    assert notes == ["[1] no time", "[2] slow: stopped: over the time limit of 5 s"]
+
+
+def test_a_seed_that_failed_is_marked(results):
+    from tables import make_accuracy_table
+
+    table, _ = make_accuracy_table([*results, make_result("np32_drift", "slow", [0.5] * 4, seed=1)])
+    assert table.loc["np32_drift", "slow"] == "0.50 (0) n=1 [1]"
+
+
+def test_runs_with_motion_correction_replace_those_without_where_neurons_drift():
+    from summary import choose_main_results
+    from tables import make_accuracy_table, make_variant_table
+
+    fail = dict(error="ValueError: no motion")
+    results = [
+        make_result("np32_drift", "lupin", [0.5]),
+        make_result("np32_drift", "lupin_motion", [0.6], seed=1),
+        make_result("np32_drift", "lupin_motion", [0.8], seed=2),
+        make_result("np32_drift", "huidurep_no_motion", [0.1]),
+        make_result("np32_drift", "huidurep_gmm", [0.2]),
+        make_result("tetrode_drift", "lupin", [0.4]),
+        make_result("tetrode_drift", "lupin_motion", [0.0]) | fail,
+        make_result("mea_drift", "lupin_motion", [0.0]) | fail,
+        make_result("tetrode_static", "lupin", [0.3]),
+        make_result("tetrode_static", "lupin_motion", [0.2]),
+        make_result("np32_drift", "spykingcircus2", [0.7]),
+    ]
+    table, notes = make_accuracy_table(choose_main_results(results))
+    assert list(table.columns) == ["units", "seeds", "huidurep_gmm", "spykingcircus2", "lupin"]
+    assert table["lupin"].to_dict() == {
+        "tetrode_static": "0.30 (0)",
+        "tetrode_drift": "0.40 (0) †",
+        "np32_drift": "0.70 ± 0.14 (0.5) n=2",
+        "mea_drift": "failed [1]",
+    }
+    assert table.loc["np32_drift", "spykingcircus2"] == "0.70 (0) n=1"
+    assert notes == ["† without the sorter's own motion correction", "[1] lupin: ValueError: no motion"]
+    variants, _ = make_variant_table(results)
+    assert list(variants.columns[2:]) == ["huidurep_gmm", "huidurep_no_motion", "lupin", "lupin_motion"]
+
+
+def test_variants_can_be_run():
+    from sorters import VARIANTS
+    from summary import MAIN_VARIANTS, MOTION, MOTION_PEERS
+
+    assert {name + MOTION for name in MOTION_PEERS} | set(MAIN_VARIANTS) < set(VARIANTS)
 
 
 def test_ratios_are_to_the_fastest_peer_of_the_case(results):
@@ -106,10 +156,36 @@ def test_comparison_pairs_units_with_the_best_peer():
     assert row["p_value"] == pytest.approx(2 / 2**6)  # all six differences have the same sign
 
 
-def test_short_table_has_times_and_reasons(results):
-    import report
+def test_comparison_takes_the_seeds_that_both_have():
+    from summary import compare_with_best_peers, make_run_table, make_unit_table
+    from tables import describe_comparison, make_false_unit_table
 
-    table = report.make_short_table(results[2:5])
+    results = [
+        make_result("a", "huidurep", [0.9, 0.7], seed=0, n_false=2),
+        make_result("a", "huidurep", [0.5, 0.5], seed=1, n_false=3),
+        make_result("a", "huidurep", [0.0, 0.0], seed=2, n_false=99),
+        make_result("a", "good", [0.8, 0.7], seed=0, n_false=5),
+        make_result("a", "good", [0.5, 0.7], seed=1, n_false=5),
+        make_result("a", "good", [1.0, 1.0], seed=3, n_false=99),
+        make_result("a", "weak", [0.6, 0.6], seed=2),
+        make_result("a", "other", [1.0, 1.0], seed=4),
+    ]
+    units = make_unit_table(results)
+    comparison = compare_with_best_peers(units)
+    row = comparison.loc["a"]
+    assert (row["best_peer"], row["n_seeds"], row["n_seeds_better"]) == ("good", 2, 1)
+    assert (row["n_units"], row["n_better"], row["n_worse"]) == (2, 1, 1)
+    assert (row["ours"], row["peer"]) == (pytest.approx(0.65), pytest.approx(0.675))
+    table = make_false_unit_table(make_run_table(results), comparison)
+    assert table.loc["a"].tolist() == ["2", "good", "2.5 / 5", "0 / 0", "0 / 0"]
+    (sentence,), _ = describe_comparison(units)
+    assert "better on 0 of 1 recordings" in sentence and "on 1 of 2 when each seed counts" in sentence
+
+
+def test_short_table_has_times_and_reasons(results):
+    from tables import make_short_table
+
+    table = make_short_table(results[2:5])
     assert table.loc["np32_drift: fast"].tolist() == ["0.68 (1) of 4", "10", ""]
     assert table.loc["np32_drift: slow"].tolist() == ["failed", "", "stopped: over the time limit of 5 s"]
 
@@ -129,7 +205,7 @@ def test_report_is_written(results, tmp_path):
         n_agreed=dict(huidurep={"1": 1, "2": 1}, fast={"2": 1}),
         pairs=[["huidurep", "fast", 1]],
     )
-    report.write_report(report.make_sections(results, results, results[-2:], [agreement]), tmp_path)
+    report.write_report(report.make_sections(results, results, results[-2:], {}, [agreement]), tmp_path)
     page = (tmp_path / "report.html").read_text(encoding="utf8")
     text = (tmp_path / "report.md").read_text(encoding="utf8")
     pictures = sorted(path.name for path in tmp_path.glob("*.png"))
@@ -154,14 +230,14 @@ def test_errors_are_shortened_to_their_reason(error, short):
 
 
 def test_markdown_table():
-    import report
+    from tables import to_markdown
 
     table = pd.DataFrame({"x": ["1|2"]}, index=["row"])
-    assert report.to_markdown(table, "corner") == "| corner | x |\n| --- | --- |\n| row | 1\\|2 |"
+    assert to_markdown(table, "corner") == "| corner | x |\n| --- | --- |\n| row | 1\\|2 |"
 
 
 def test_results_are_read(results, tmp_path):
-    from summary import make_run_table, read_results
+    from summary import make_run_table, read_not_run, read_results
 
     for index, result in enumerate(results):
         (tmp_path / f"{index}__seed0.json").write_text(json.dumps(result))
@@ -169,6 +245,9 @@ def test_results_are_read(results, tmp_path):
     runs = make_run_table(read_results(tmp_path))
     assert len(runs) == 6
     assert runs["real_time_factor"].tolist() == [1.5, 1.5, 0.5, 0.5, 2.0, 1.0]
+    assert read_not_run(tmp_path) == {}
+    (tmp_path / "not_run.json").write_text('{"a__b": "why"}')
+    assert read_not_run(tmp_path) == {"a__b": "why"}
 
 
 def test_readme_shows_the_results():
