@@ -67,7 +67,7 @@ def cluster_channel(features, max_components, seed):
     return fit_mixture(fitted, max_components, seed).predict_proba(reduced)
 
 
-def fit_mixture(features, max_components, seed):
+def fit_mixture(features, max_components, seed, n_starts=1):
     """
     Fit full-covariance Gaussian mixtures of growing size and return the one with the lowest BIC.
 
@@ -76,6 +76,8 @@ def fit_mixture(features, max_components, seed):
     features : np.ndarray, float64, shape (n_spikes, n_dims)
     max_components : int
     seed : int
+    n_starts : int, default: 1
+        Fits of each size, of which the most likely is taken.
 
     Returns
     -------
@@ -90,6 +92,7 @@ def fit_mixture(features, max_components, seed):
             reg_covar=REGULARIZATION * features.var(axis=0).mean() + 1e-9,
             init_params="k-means++",
             max_iter=60,
+            n_init=n_starts,
             random_state=seed,
         ).fit(features)
         bic = mixture.bic(features)

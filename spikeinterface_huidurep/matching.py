@@ -9,6 +9,11 @@ from spikeinterface.sortingcomponents.tools import clean_templates, compute_spar
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template found things of many kinds
+MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
+MAX_COINCIDENCE, MAX_COINCIDENCE_MS = (
+    0.5,
+    0.5,
+)  # share of the spikes of a unit that may be this close to a stronger one's
 WEAK_NORM = 13.0  # noise SD; norm of a template below which that is possible
 MAX_JITTER_MS = 0.4  # a template whose extremum is farther from the detected sample is a by-product of another spike
 
@@ -122,13 +127,18 @@ def match_templates(traces, templates, params, job_kwargs):
 
 def keep_confirmed_units(sorting, templates, n_spikes):
     """
-    Leave out units whose weak template found far more spikes than it was made of: they are of many kinds, or noise.
+    Leave out units that matching does not confirm.
+
+    A weak template that found far more spikes than it was made of found things of many kinds, or noise. One that found
+    far fewer was made of spikes of others. And one that fires with a stronger unit takes what that one's template
+    leaves of its spikes.
 
     Parameters
     ----------
     sorting : NumpySorting
         What matching found.
     templates : spikeinterface.core.Templates
+        Of all units of the sorting, and maybe of others.
     n_spikes : dict of unit id -> float
         Number of detected spikes that the template was made of.
 
@@ -141,9 +151,46 @@ def keep_confirmed_units(sorting, templates, n_spikes):
     confirmed = [
         unit_id
         for unit_id in sorting.unit_ids.tolist()
-        if found[unit_id] <= MAX_INFLATION * n_spikes[unit_id] or norms[unit_id] >= WEAK_NORM
+        if found[unit_id] >= MIN_CONFIRMED * n_spikes[unit_id]
+        and (found[unit_id] <= MAX_INFLATION * n_spikes[unit_id] or norms[unit_id] >= WEAK_NORM)
     ]
-    return sorting.select_units(confirmed)
+    sorting = sorting.select_units(confirmed)
+    return sorting.select_units(find_independent_units(sorting, norms))
+
+
+def find_independent_units(sorting, norms):
+    """
+    Units of which most spikes are not within MAX_COINCIDENCE_MS of those of one stronger unit.
+
+    Parameters
+    ----------
+    sorting : BaseSorting
+    norms : dict of unit id -> float
+        Norm of the templates.
+
+    Returns
+    -------
+    unit_ids : list of int
+    """
+    spikes = sorting.to_spike_vector()
+    tolerance = round(MAX_COINCIDENCE_MS * 1e-3 * sorting.sampling_frequency)
+    gap = spikes["sample_index"].max(initial=0) + 2 * tolerance + 1  # between the segments, put one after the other
+    times = spikes["sample_index"] + spikes["segment_index"] * gap
+    trains = {id_: times[spikes["unit_index"] == index] for index, id_ in enumerate(sorting.unit_ids.tolist())}
+    independent = []
+    for unit_id in sorted(trains, key=norms.get, reverse=True):
+        shares = [count_coincidences(trains[unit_id], trains[other], tolerance) for other in independent]
+        if max(shares, default=0) <= MAX_COINCIDENCE * len(trains[unit_id]):
+            independent.append(unit_id)
+    return sorted(independent)
+
+
+def count_coincidences(samples, others, tolerance):
+    """Number of samples with another within the tolerance; both int and ascending, `others` not empty."""
+    after = np.searchsorted(others, samples)
+    distance_after = np.abs(others[np.minimum(after, len(others) - 1)] - samples)
+    distance_before = np.abs(samples - others[np.maximum(after - 1, 0)])
+    return int(np.sum(np.minimum(distance_after, distance_before) <= tolerance))
 
 
 def measure_norms(templates, n_spikes):

@@ -3,12 +3,14 @@ Merge the clusters that one neuron was split into.
 
 A mixture splits a neuron whose spikes are not Gaussian, most often into its clean spikes and its collisions with
 others, and a neuron between two channels has a cluster on each. Two clusters are one neuron when there is no gap
-between them: their spikes, projected on the line through the two mean waveforms, have a single mode (Isosplit's dip
-test, Magland and Barnett 2015). In whitened traces that line is also the best linear discriminant. The closest pair is
-merged first and its mean taken anew, so that collisions cannot chain two neurons together.
+between them: their spikes, projected on one axis, have a single mode (Isosplit's dip test, Magland and Barnett 2015).
+Two axes have to agree. The line through the two mean waveforms shows gaps where collisions widen a cluster. Fisher's
+discriminant shows them where drift or changes of amplitude move the spikes of both neurons along that line. The closest
+pair is merged first and its mean taken anew, so that collisions cannot chain two neurons together.
 """
 
 import numpy as np
+from scipy.linalg import eigh
 from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
 
 from spikeinterface_huidurep.waveforms import MODEL_HZ
@@ -19,6 +21,8 @@ MAX_DISTANCE_UM = 60.0  # between the centre channels of two clusters of one neu
 MAX_SEPARATION = 4.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
 MIN_SHARED_ENERGY = 0.7  # of both mean waveforms on the channels that two clusters share; with less they cannot be told
 MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
+N_DIRECTIONS = 10  # in which the spikes of a pair vary most, for the discriminant
+MAX_VARIATION_SPIKES = 250  # of one cluster; they give these directions
 
 
 def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, threshold, sampling_frequency, seed):
@@ -122,14 +126,13 @@ class _Clusters:
         start, stop = max(0, -lag), n_samples - max(0, lag)
         cut_first = self.samples[first][:, rows_first, start:stop]
         cut_second = self.samples[second][:, rows_second, start + lag : stop + lag]
-        along_first, along_second = project_on_difference(
-            cut_first.reshape(len(cut_first), -1).astype("float32"),
-            cut_second.reshape(len(cut_second), -1).astype("float32"),
-        )
-        if separation(along_first, along_second) > MAX_SEPARATION:
+        vectors = [cut.reshape(len(cut), -1).astype("float32") for cut in (cut_first, cut_second)]
+        along = project_on_difference(*vectors)
+        if separation(*along) > MAX_SEPARATION:
             return np.inf, lag
         sizes = len(self.members[first]), len(self.members[second])
-        return dip_score(along_first, along_second, sizes), lag
+        discriminant = project_on_difference(*equalize_variation(*vectors))
+        return max(dip_score(*along, sizes), dip_score(*discriminant, sizes)), lag
 
     def _shared_rows(self, first, second):
         """Where the channels that two clusters share stand in the neighbourhood of each."""
@@ -164,6 +167,39 @@ def project_on_difference(first, second):
 def _project_on_mean_of_others(vectors):
     n = len(vectors)
     return (n * (vectors @ vectors.mean(axis=0)) - np.sum(vectors**2, axis=1)) / (n - 1)
+
+
+def equalize_variation(first, second):
+    """
+    Scale the directions in which the vectors of two clusters vary by more than noise, so that they vary like noise.
+
+    The difference of the means then is Fisher's discriminant: noise is white already, so that only directions beyond
+    it have to be found, the few with variances that noise of so many dimensions does not reach (Marchenko and Pastur).
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+        Noise of SD 1.
+
+    Returns
+    -------
+    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+    """
+    parts = [thin(vectors, MAX_VARIATION_SPIKES) for vectors in (first, second)]
+    deviations = np.concatenate([part - part.mean(axis=0) for part in parts])
+    n_vectors, n_dims = deviations.shape
+    products = deviations @ deviations.T  # smaller than the covariance, with the same eigenvalues
+    n_found = min(N_DIRECTIONS, n_vectors)
+    values, mixing = eigh(products / n_vectors, subset_by_index=[n_vectors - n_found, n_vectors - 1])
+    is_large = values > (1 + np.sqrt(n_dims / n_vectors)) ** 2
+    directions = deviations.T @ (mixing[:, is_large] / np.sqrt(n_vectors * values[is_large]))
+    excess = 1 - 1 / np.sqrt(values[is_large])
+    return tuple(vectors - ((vectors @ directions) * excess) @ directions.T for vectors in (first, second))
+
+
+def thin(values, n_max):
+    """At most `n_max` of the values, evenly spaced."""
+    return values[np.linspace(0, len(values) - 1, min(len(values), n_max)).astype("int64")]
 
 
 def separation(first, second):

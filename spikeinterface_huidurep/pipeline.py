@@ -26,6 +26,8 @@ from spikeinterface_huidurep.matching import (
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
+from spikeinterface_huidurep.refinement import refine_units
+from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     compute_posteriors,
     describe_units,
@@ -36,6 +38,8 @@ from spikeinterface_huidurep.results import (
 from spikeinterface_huidurep.waveforms import Neighborhoods, extract_waveforms
 
 logger = logging.getLogger(__name__)
+
+MAX_REFINEMENTS = 1  # times that the units are looked at again
 
 
 def sort_recording(recording, params, folder, verbose=False):
@@ -124,29 +128,63 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
 
     matching = params.assignment == "matching"
     if matching:
-        n_spikes = clusters.count_spikes()
-        templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
-        sorting = match_templates(traces, templates, params, job_kwargs)
-        sorting = keep_confirmed_units(sorting, templates, n_spikes)
-        clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(templates.unit_ids)} templates")
+        sorting, templates, residuals = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
         if len(sorting.unit_ids) == 0:
-            return _find_nothing(f"the spikes found confirm none of {len(templates.unit_ids)} templates", traces)
-        templates = templates.select_units(sorting.unit_ids)
+            return _find_nothing("the spikes found confirm none of the templates", traces)
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
 
     neurons = link_fragments(sorting, templates, segment_durations(traces))
     if matching:
-        neighborhoods, spikes_folder = clusters.neighborhoods, folder / "waveforms" / "spikes"
-        posteriors = compute_posteriors(
-            traces, sorting, templates, neurons, neighborhoods, params, spikes_folder, job_kwargs
-        )
+        posteriors = compute_posteriors(sorting, residuals, neurons)
     sorting, posteriors = join_fragments(sorting, posteriors, neurons)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
     describe_units(sorting, templates.select_units(sorting.unit_ids), posteriors, params.peak_sign)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors
+
+
+def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
+    """
+    Match the templates, look at the units again by what was found, and match once more if some changed.
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Without units if nothing confirms any.
+    templates : spikeinterface.core.Templates
+        Of these units.
+    residuals : Residuals | None
+        Of the spikes; None without units.
+    """
+    peaks, labels, n_spikes = clusters.peaks, clusters.labels, clusters.count_spikes()
+    residuals = None
+    for look in range(1 + MAX_REFINEMENTS):
+        templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
+        sorting = match_templates(traces, templates, params, job_kwargs)
+        sorting = keep_confirmed_units(sorting, templates, n_spikes)
+        clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(templates.unit_ids)} templates")
+        templates = templates.select_units(sorting.unit_ids)
+        if len(sorting.unit_ids) == 0:
+            break
+        spikes_folder = folder / "waveforms" / f"spikes_{look}"
+        residuals = extract_residuals(
+            traces, sorting, templates, clusters.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
+        )
+        if look == MAX_REFINEMENTS:
+            break
+        refined = refine_units(sorting, residuals, params.merge_threshold, params.seed)
+        clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
+        if not refined.replaced:
+            break
+        kept = np.isin(labels, np.setdiff1d(sorting.unit_ids, refined.replaced))
+        peaks = np.concatenate([peaks[kept][list(refined.peaks.dtype.names)], refined.peaks])
+        labels = np.r_[labels[kept], refined.labels]
+        n_spikes |= refined.n_spikes
+        move_inside(peaks, traces)
+        templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+    return sorting, templates, residuals
 
 
 def segment_durations(traces):
@@ -265,6 +303,6 @@ class Clock:
 
     def log(self, stage, text):
         now = time.perf_counter()
-        self.seconds[stage] = round(now - self.last, 2)
+        self.seconds[stage] = round(self.seconds.get(stage, 0.0) + now - self.last, 2)
         logger.info("%-10s %6.1f s  %s", stage, now - self.last, text)
         self.last = now

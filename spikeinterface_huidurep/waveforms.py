@@ -22,6 +22,7 @@ class Neighborhoods:
 
     Attributes
     ----------
+    locations_um : np.ndarray, float, shape (n_channels, 2)
     channel_indices : np.ndarray, int64, shape (n_channels, n_neighbors)
         Row c holds the neighbours of channel c, itself first; 0 where there is none.
     channel_mask : np.ndarray, bool, shape (n_channels, n_neighbors)
@@ -31,6 +32,7 @@ class Neighborhoods:
     """
 
     def __init__(self, locations_um, radius_um):
+        self.locations_um = locations_um
         distances = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
         order = np.argsort(distances, axis=1, kind="stable")[:, :MAX_CHANNELS]
         mask = np.take_along_axis(distances, order, axis=1) <= radius_um

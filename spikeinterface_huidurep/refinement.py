@@ -1,0 +1,264 @@
+"""
+A second look at the units, by spikes freed from those that overlap them.
+
+Weak neurons that share a place may enter the matching as one template, and one neuron as two. With all templates taken
+away, what is left of the spikes of a template shows it: two neurons leave two modes, whatever else its spikes do. They
+may also change in amplitude and in time, which moves them along the template and its derivatives, and change slowly
+while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from sklearn.decomposition import PCA
+from spikeinterface.core.base import base_peak_dtype
+from threadpoolctl import threadpool_limits
+
+from spikeinterface_huidurep.clustering import MIN_SPIKES, fit_mixture
+from spikeinterface_huidurep.merging import (
+    MAX_DISTANCE_UM,
+    MAX_TESTED_SPIKES,
+    MIN_SHARED_ENERGY,
+    dip_score,
+    find_lag,
+    project_on_difference,
+    separation,
+    shift_waveforms,
+    thin,
+)
+
+MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
+N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
+MAX_PARTS, N_STARTS = 6, 5
+N_AROUND = 30  # spikes whose mean is what drift has made of the template
+MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
+MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
+
+
+@dataclass
+class RefinedUnits:
+    """Units that changed, and what takes their place."""
+
+    peaks: np.ndarray
+    """structured (n_peaks,): at most MAX_SPIKES spikes of each of the old units."""
+    labels: np.ndarray
+    """int64 (n_peaks,): new unit ids."""
+    n_spikes: dict
+    """Number of spikes of each new unit, dict of id -> float."""
+    replaced: list
+    """Ids of the old units."""
+
+
+def refine_units(sorting, residuals, threshold, seed):
+    """
+    Split units that hold several neurons and join units that are one.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        What matching found.
+    residuals : Residuals
+        Of its spikes.
+    threshold : float
+        Dip score from which on there is a gap between two neurons.
+    seed : int
+
+    Returns
+    -------
+    refined : RefinedUnits
+    """
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    sizes = np.bincount(unit_indices, minlength=len(sorting.unit_ids))
+    members = [thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sizes))]
+    groups, changed = [], set()  # a group holds the spike indices of a new unit, and lags that align them
+    for index, rows in enumerate(members):
+        waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
+        parts = split_unit(residuals.read(rows, index), waveform, threshold, seed)
+        if parts.max() > 0:
+            groups += [(rows[parts == part], 0) for part in range(parts.max() + 1)]
+            changed.add(index)
+    for first, second, lag in find_same_units(residuals, members, sizes, threshold):
+        if not changed & {first, second}:
+            lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
+            groups.append((np.concatenate([members[first], members[second]]), lags))
+            changed |= {first, second}
+    peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
+    weights = sizes / np.maximum([len(rows) for rows in members], 1)
+    first_id = max(sorting.unit_ids) + 1
+    n_spikes = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
+    return RefinedUnits(peaks, labels + first_id, n_spikes, sorting.unit_ids[sorted(changed)].tolist())
+
+
+def _collect_peaks(groups, sorting, main_channels):
+    """The spikes of the groups as peaks, and the group of each."""
+    if not groups:
+        return np.zeros(0, dtype=base_peak_dtype), np.zeros(0, dtype="int64")
+    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows, _ in groups])
+    spikes = sorting.to_spike_vector()[np.concatenate([rows for rows, _ in groups])]
+    peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
+    peaks["sample_index"] = spikes["sample_index"] + np.concatenate(
+        [np.broadcast_to(lags, len(rows)) for rows, lags in groups]
+    )
+    peaks["segment_index"], peaks["channel_index"] = spikes["segment_index"], main_channels[spikes["unit_index"]]
+    return peaks, labels
+
+
+def split_unit(residuals, waveform, threshold, seed):
+    """
+    Tell the neurons in one unit apart.
+
+    Parameters
+    ----------
+    residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
+        In the order of time.
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+        The template that was taken away.
+    threshold : float
+    seed : int
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0; all 0 where there is one neuron.
+    """
+    n_spikes = len(residuals)
+    if n_spikes < 2 * MIN_SPIKES:
+        return np.zeros(n_spikes, dtype="int64")
+    vectors = remove_variation(residuals.reshape(n_spikes, -1), waveform)
+    vectors = remove_running_mean(vectors, N_AROUND)
+    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
+    with threadpool_limits(1):
+        responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
+    counts = np.bincount(responsibilities.argmax(axis=1), minlength=responsibilities.shape[1])
+    frequent = np.flatnonzero(counts >= MIN_SPIKES)
+    if len(frequent) < 2:
+        return np.zeros(n_spikes, dtype="int64")
+    return join_parts(vectors, responsibilities[:, frequent].argmax(axis=1), threshold)
+
+
+def join_parts(vectors, parts, threshold):
+    """
+    Join the parts between which there is no gap, those with the lowest dip score first.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+    threshold : float
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0.
+    """
+    while True:
+        labels, parts = np.unique(parts, return_inverse=True)
+        members = [np.flatnonzero(parts == part) for part in range(len(labels))]
+        scores = {
+            (first, second): score_pair(
+                *(vectors[thin(members[part], MAX_TESTED_SPIKES)] for part in (first, second)),
+                (len(members[first]), len(members[second])),
+            )
+            for second in range(len(labels))
+            for first in range(second)
+        }
+        if not scores or min(scores.values()) >= threshold:
+            return parts
+        first, second = min(scores, key=scores.get)
+        parts[parts == second] = first
+
+
+def score_pair(first, second, sizes):
+    """Dip score between two sets of vectors, drawn from `sizes`; 0 where they are closer than the halves of one."""
+    along = project_on_difference(first, second)
+    return 0.0 if separation(*along) < MIN_SEPARATION else dip_score(*along, sizes)
+
+
+def remove_variation(vectors, waveform):
+    """
+    Take out what changes of amplitude and time do to the spikes of one neuron.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_channels * n_samples)
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+
+    Returns
+    -------
+    vectors : np.ndarray, float32, shape (n_spikes, n_channels * n_samples)
+        Orthogonal to the waveform and its first two derivatives.
+    """
+    slope = np.gradient(waveform, axis=1)
+    directions = np.stack([waveform, slope, np.gradient(slope, axis=1)]).reshape(3, -1)
+    basis, _ = np.linalg.qr(directions.T.astype("float64"))
+    basis = basis.astype("float32")
+    return vectors - (vectors @ basis) @ basis.T
+
+
+def remove_running_mean(vectors, n_around):
+    """
+    Subtract from every vector the mean of those before and after it.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    n_around : int
+        Number of vectors in the mean, below n_spikes.
+
+    Returns
+    -------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    """
+    n_spikes = len(vectors)
+    sums = np.concatenate([np.zeros((1, vectors.shape[1])), np.cumsum(vectors, axis=0, dtype="float64")])
+    start = np.clip(np.arange(n_spikes) - n_around // 2, 0, n_spikes - n_around - 1)
+    mean = (sums[start + n_around + 1] - sums[start] - vectors) / n_around
+    return (vectors - mean).astype("float32")
+
+
+def find_same_units(residuals, members, sizes, threshold):
+    """
+    Pairs of units that are one neuron: templates alike, and no gap between their spikes.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    members : list of np.ndarray, int64
+        Indices of spikes of each unit.
+    sizes : np.ndarray, int, shape (n_units,)
+        Number of all spikes of each unit.
+    threshold : float
+
+    Returns
+    -------
+    pairs : list of (int, int, int)
+        Indices of the larger and of the smaller unit, and the lag of the smaller; the lowest dip score first.
+    """
+    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
+    pairs = []
+    for first in range(len(members)):
+        distances_um = np.linalg.norm(locations_um - locations_um[first], axis=1)
+        for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
+            is_larger = (sizes[first], second) > (sizes[second], first)
+            if is_larger and sizes[second] >= MIN_SPIKES:
+                score, lag = _score_units(residuals, (first, second), members, sizes)
+                if score < threshold:
+                    pairs.append((score, first, int(second), lag))
+    return [pair[1:] for pair in sorted(pairs)]
+
+
+def _score_units(residuals, units, members, sizes):
+    """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
+    channels, *rows = np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
+    waveforms = [residuals.get_waveform(unit, channels) for unit in units]
+    energies = [np.sum(waveform**2) for waveform in waveforms]
+    shares = [energy / np.sum(residuals.waveforms[unit] ** 2) for energy, unit in zip(energies, units, strict=True)]
+    lag, difference = find_lag(*waveforms)
+    if min(shares) < MIN_SHARED_ENERGY or difference > MAX_DIFFERENCE * max(energies):
+        return np.inf, 0
+    vectors = []
+    for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
+        left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
+        spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
+        vectors.append(spikes.reshape(len(spikes), -1))
+    return score_pair(*vectors, sizes[list(units)]), lag

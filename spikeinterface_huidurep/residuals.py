@@ -1,0 +1,118 @@
+"""What is left around every spike when the templates of all spikes are taken away from the traces."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from spikeinterface.core import ms_to_samples
+from spikeinterface.core.base import base_peak_dtype
+from spikeinterface.core.generate import InjectTemplatesRecording
+from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
+
+from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
+
+MS_BEFORE, MS_AFTER = 0.8, 1.3
+
+
+@dataclass
+class Residuals:
+    """Residuals of the spikes of a sorting, each on the neighbours of its unit's main channel."""
+
+    values: np.ndarray
+    """float32 (n_spikes, n_samples, n_neighbors): memory-mapped; in the order of `sorting.to_spike_vector()`."""
+    waveforms: np.ndarray
+    """float32 (n_units, n_samples_of_template, n_channels): templates, longer than the window by any lag."""
+    window: slice
+    """The samples of `waveforms` that `values` are of."""
+    main_channels: np.ndarray
+    """int (n_units,)."""
+    neighborhoods: Neighborhoods
+
+    def find_channels(self, unit_index):
+        """Channels of the residuals of a unit, in their order."""
+        return self.neighborhoods.find_neighbors(self.main_channels[unit_index])
+
+    def read(self, spike_indices, unit_index):
+        """Residuals of spikes of one unit, float32 (n, n_channels, n_samples)."""
+        n_channels = len(self.find_channels(unit_index))
+        return self.values[spike_indices][:, :, :n_channels].transpose(0, 2, 1)
+
+    def get_waveform(self, unit_index, channels):
+        """Template of a unit on some channels, float32 (n_channels, n_samples_of_template)."""
+        return self.waveforms[unit_index][:, channels].T
+
+
+def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+    """
+    Take all templates away and cut out what is left around every spike.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+        Of the units of the sorting.
+    neighborhoods : Neighborhoods
+    peak_sign : "neg" | "pos" | "both"
+    folder : Path
+        For the file of the residuals; removed by the caller.
+    job_kwargs : dict
+
+    Returns
+    -------
+    residuals : Residuals
+    """
+    explained = InjectTemplatesRecording(
+        sorting,
+        templates.get_dense_templates().astype("float32"),
+        nbefore=templates.nbefore,
+        amplitude_factor=-1.0,
+        parent_recording=traces.select_segments(range(sorting.get_num_segments())),  # later ones have no spike
+    )
+    main_channels = find_main_channels(templates, peak_sign)
+    spikes = sorting.to_spike_vector()
+    peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
+    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
+    peaks["channel_index"] = main_channels[spikes["unit_index"]]
+    retriever = PeakRetriever(explained, peaks)
+    n_before, n_after = count_samples(traces.sampling_frequency)
+    node = ExtractSparseWaveforms(
+        explained,
+        nbefore=n_before,
+        nafter=n_after,
+        parents=[retriever],
+        return_output=True,
+        sparsity_mask=neighborhoods.make_sparsity_mask(),
+    )
+    values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
+    return Residuals(values, *pad_templates(templates), main_channels, neighborhoods)
+
+
+def pad_templates(templates):
+    """
+    Dense templates long enough for the window of the residuals and any lag.
+
+    Returns
+    -------
+    waveforms : np.ndarray, float32, shape (n_units, n_samples, n_channels)
+        0 beyond the ends of the templates.
+    window : slice
+        The samples of the window.
+    """
+    n_before, n_after = count_samples(templates.sampling_frequency)
+    pad_before = max(0, n_before + MAX_LAG - templates.nbefore)
+    pad_after = max(0, n_after + MAX_LAG - templates.nafter)
+    dense = templates.get_dense_templates().astype("float32")
+    peak = pad_before + templates.nbefore
+    return np.pad(dense, ((0, 0), (pad_before, pad_after), (0, 0))), slice(peak - n_before, peak + n_after)
+
+
+def count_samples(sampling_frequency):
+    """Samples of the window before and after the peak."""
+    return tuple(ms_to_samples(ms, sampling_frequency) for ms in (MS_BEFORE, MS_AFTER))
+
+
+def find_main_channels(templates, peak_sign):
+    """Index of the channel with the largest extremum of each template, shape (n_units,)."""
+    return templates.get_main_channels(peak_sign=peak_sign, outputs="index", with_dict=False)
