@@ -8,9 +8,14 @@ from spikeinterface.core import NumpyRecording, Templates
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.matching import (
+    MAX_COINCIDENCE,
+    MAX_COINCIDENCE_MS,
     MAX_INFLATION,
+    MIN_CONFIRMED,
     WEAK_NORM,
+    count_coincidences,
     estimate_templates,
+    find_independent_units,
     keep_confirmed_units,
     keep_frequent_units,
     make_sorting,
@@ -215,11 +220,15 @@ def test_norm_is_that_of_the_neuron_however_few_the_spikes(n_spikes, norm):
     assert np.mean(norms == 0) == pytest.approx(0 if norm else 0.5, abs=0.15)
 
 
+APART = 1000  # samples between spikes that do not coincide
+
+
 def keep_confirmed(found, norms, n_spikes):
-    """Ids that `keep_confirmed_units` leaves of units with `found` spikes; ids are 10, 20, ..."""
+    """Ids that `keep_confirmed_units` leaves of units with `found` spikes far apart; ids are 10, 20, ..."""
     unit_ids = 10 * np.arange(1, len(found) + 1)
     labels = np.repeat(unit_ids, found)
-    sorting, _ = make_sorting(np.arange(len(labels)), labels, np.zeros(len(labels), int), SAMPLING_FREQUENCY)
+    samples = APART * np.arange(len(labels))
+    sorting, _ = make_sorting(samples, labels, np.zeros(len(labels), int), SAMPLING_FREQUENCY)
     arrays = [np.full((25, 4), norm / 10) for norm in norms]  # 100 values
     templates = make_sparse_templates(arrays, np.ones((len(found), 4), dtype=bool), unit_ids)
     sorting = keep_confirmed_units(sorting, templates, dict(zip(unit_ids.tolist(), n_spikes, strict=True)))
@@ -231,7 +240,13 @@ def keep_confirmed(found, norms, n_spikes):
 def test_weak_units_with_many_more_spikes_are_dropped():
     weak, strong = 0.8 * WEAK_NORM, 1.1 * WEAK_NORM
     few, many = int(MAX_INFLATION * 100), int(MAX_INFLATION * 100) + 1
-    assert keep_confirmed([few, many, many, 20], [weak, weak, strong, weak], [100.0] * 4) == [10, 30, 40]
+    assert keep_confirmed([few, many, many, 90], [weak, weak, strong, weak], [100.0] * 4) == [10, 30, 40]
+
+
+@pytest.mark.parametrize("norm", [0.8 * WEAK_NORM, 3 * WEAK_NORM])
+def test_units_with_far_fewer_spikes_are_dropped(norm):
+    enough = int(MIN_CONFIRMED * 100)
+    assert keep_confirmed([enough - 1, enough, 100], [norm] * 3, [100.0] * 3) == [20, 30]
 
 
 def test_what_the_noise_adds_does_not_make_a_template_strong():
@@ -241,3 +256,96 @@ def test_what_the_noise_adds_does_not_make_a_template_strong():
 
 def test_no_unit_may_be_confirmed():
     assert keep_confirmed([100, 200], [1.0, 1.0], [10.0, 10.0]) == []
+
+
+# --- independent units ---
+
+TOLERANCE = round(MAX_COINCIDENCE_MS * 1e-3 * SAMPLING_FREQUENCY)
+TRAIN = APART * np.arange(1, 101)
+
+
+def shift_some(share, shift=0, train=TRAIN):
+    """A train of which this share is `shift` samples off the spikes of `train`, the others far from them."""
+    n_close = int(share * len(train))
+    return train + np.repeat([shift, APART // 2], [n_close, len(train) - n_close])
+
+
+def find_independent(trains, norms):
+    """Ids that `find_independent_units` leaves of trains of samples, or of (segment, sample); ids are 10, 20, ..."""
+    trains = [train if np.ndim(train) == 2 else np.c_[np.zeros(len(train), int), train] for train in trains]
+    labels = np.repeat(10 * np.arange(1, len(trains) + 1), [len(train) for train in trains])
+    segments, samples = np.concatenate(trains).astype("int64").T
+    sorting, _ = make_sorting(samples, labels, segments, SAMPLING_FREQUENCY)
+    return find_independent_units(sorting, dict(zip(sorting.unit_ids.tolist(), norms, strict=True)))
+
+
+@pytest.mark.parametrize("norms, stronger", [([20.0, 10.0], 10), ([10.0, 20.0], 20)])
+def test_of_two_units_that_fire_together_the_stronger_stays(norms, stronger):
+    assert find_independent([TRAIN, TRAIN + 3], norms) == [stronger]
+
+
+def test_share_of_the_weaker_unit_counts():
+    assert find_independent([TRAIN, shift_some(MAX_COINCIDENCE)], [20.0, 10.0]) == [10, 20]
+    assert find_independent([TRAIN, shift_some(MAX_COINCIDENCE + 0.01)], [20.0, 10.0]) == [10]
+    assert find_independent([TRAIN[:40], TRAIN], [20.0, 10.0]) == [10, 20]
+    assert find_independent([TRAIN, TRAIN[:40]], [20.0, 10.0]) == [10]
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_coincidences_end_at_the_tolerance(sign):
+    assert find_independent([TRAIN, TRAIN + sign * TOLERANCE], [20.0, 10.0]) == [10]
+    assert find_independent([TRAIN, TRAIN + sign * (TOLERANCE + 1)], [20.0, 10.0]) == [10, 20]
+
+
+def test_units_are_compared_with_one_stronger_unit_at_a_time():
+    """Half of the spikes with one unit and half with another are overlaps of independent neurons."""
+    other = TRAIN + APART // 2
+    mixed = np.r_[TRAIN[:50], other[50:]]
+    assert find_independent([TRAIN, other, mixed], [20.0, 19.0, 10.0]) == [10, 20, 30]
+
+
+def test_a_unit_that_was_left_out_does_not_take_others_with_it():
+    second = shift_some(0.8, shift=TOLERANCE)
+    third = second + TOLERANCE  # with the second, but not with the first
+    assert find_independent([TRAIN, second, third], [20.0, 15.0, 10.0]) == [10, 30]
+
+
+@pytest.mark.parametrize("other_segment, wanted", [(0, [10]), (1, [10, 20])])
+def test_spikes_of_different_segments_do_not_coincide(other_segment, wanted):
+    trains = [np.c_[np.full(100, segment), TRAIN] for segment in (0, other_segment)]
+    assert find_independent(trains, [20.0, 10.0]) == wanted
+
+
+def test_the_end_of_a_segment_is_far_from_the_start_of_the_next():
+    assert find_independent([[[0, 500]], [[1, 0]]], [20.0, 10.0]) == [10, 20]
+
+
+def test_coincidences_in_every_segment_count():
+    trains = [np.c_[[0] * 50 + [1] * 50, TRAIN], np.c_[[0] * 50 + [1] * 50, TRAIN + 5]]
+    assert find_independent(trains, [20.0, 10.0]) == [10]
+    trains[1][:49, 1] += APART // 2
+    assert find_independent(trains, [20.0, 10.0]) == [10]
+    trains[1][49, 1] += APART // 2
+    assert find_independent(trains, [20.0, 10.0]) == [10, 20]
+
+
+def test_ids_are_in_their_order_whatever_the_norms():
+    trains = [TRAIN, TRAIN + APART // 3, TRAIN + 2 * APART // 3]
+    assert find_independent(trains, [5.0, 20.0, 10.0]) == [10, 20, 30]
+
+
+def test_units_that_fire_with_a_stronger_one_are_not_confirmed():
+    sorting, _ = make_sorting(np.r_[TRAIN, TRAIN + 2], np.repeat([3, 8], 100), np.zeros(200, int), SAMPLING_FREQUENCY)
+    arrays = [np.full((25, 4), norm / 10) for norm in (20.0, 30.0)]
+    templates = make_sparse_templates(arrays, np.ones((2, 4), dtype=bool), [3, 8])
+    assert keep_confirmed_units(sorting, templates, {3: 100.0, 8: 100.0}).unit_ids.tolist() == [8]
+
+
+SAMPLES = st.lists(st.integers(0, 200), max_size=30).map(sorted)
+
+
+@settings(max_examples=200, deadline=None)
+@given(samples=SAMPLES, others=SAMPLES.filter(len), tolerance=st.integers(0, 10))
+def test_coincidences_against_a_slow_loop(samples, others, tolerance):
+    wanted = sum(any(abs(sample - other) <= tolerance for other in others) for sample in samples)
+    assert count_coincidences(np.array(samples, "int64"), np.array(others), tolerance) == wanted

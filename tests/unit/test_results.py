@@ -11,11 +11,11 @@ from spikeinterface.core import NumpyRecording, NumpySorting, Templates
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     TEMPERATURE,
     compute_posteriors,
     describe_units,
-    find_main_channels,
     join_groups,
     posterior_of_residuals,
     save_clustering,
@@ -24,6 +24,7 @@ from spikeinterface_huidurep.results import (
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 SAMPLING_FREQUENCY = 30_000.0
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
 
 
 def make_sorting(samples, units, segments=None, unit_ids=None):
@@ -35,7 +36,7 @@ def make_sorting(samples, units, segments=None, unit_ids=None):
     )
 
 
-def make_templates(array, nbefore=20, pitch_um=20.0):
+def make_templates(array, nbefore=20, pitch_um=20.0, unit_ids=None):
     """Dense templates of shape (n_units, n_samples, n_channels) on a line of channels."""
     n_channels = array.shape[2]
     probe = generate_linear_probe(num_elec=n_channels, ypitch=pitch_um)
@@ -44,7 +45,7 @@ def make_templates(array, nbefore=20, pitch_um=20.0):
         array,
         SAMPLING_FREQUENCY,
         nbefore,
-        unit_ids=np.arange(len(array)),
+        unit_ids=np.arange(len(array)) if unit_ids is None else np.array(unit_ids),
         channel_ids=np.array([f"c{i}" for i in range(n_channels)]),
         probe=probe,
         is_in_uV=False,
@@ -94,6 +95,15 @@ def test_a_spike_of_another_unit_is_told():
     assert np.delete(posteriors, 7).min() > 0.9
 
 
+def posteriors_of_traces(traces, sorting, templates, neurons, folder):
+    """Posteriors by the residuals of one segment, shape (n_samples, n_channels)."""
+    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
+    residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
+    return compute_posteriors(sorting, residuals, np.array(neurons))
+
+
 @pytest.mark.parametrize("neurons", [[0, 1, 2], [0, 0, 2]])
 def test_posteriors_of_a_recording(tmp_path, neurons):
     rng = np.random.default_rng(0)
@@ -108,15 +118,7 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
     for sample, label in zip(samples, labels, strict=True):
         traces[sample - 30 : sample + 60] += units[label]
     templates = make_templates(units, nbefore=30)
-    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
-    recording.set_probe(templates.probe)
-    neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
-    sorting = make_sorting(samples, labels)
-    job_kwargs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
-    folder = tmp_path / "waveforms"
-    found = compute_posteriors(
-        recording, sorting, templates, np.array(neurons), neighborhoods, SorterParams(), folder, job_kwargs
-    )
+    found = posteriors_of_traces(traces, make_sorting(samples, labels), templates, neurons, tmp_path)
     assert found.shape == (147,) and found.dtype == np.float32
     assert (found[labels == 2] == 1).all()
     if neurons[0] == neurons[1]:  # fragments of one neuron
@@ -139,19 +141,7 @@ def test_an_overlapping_spike_costs_no_confidence(tmp_path, n_before, n_after, l
     for sample, label in zip(samples, labels, strict=True):
         traces[sample - 30 : sample + 60] += units[label]
     templates = make_templates(units[:, 30 - n_before : 30 + n_after], nbefore=n_before)
-    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
-    recording.set_probe(templates.probe)
-    job_kwargs = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
-    found = compute_posteriors(
-        recording,
-        make_sorting(samples, labels),
-        templates,
-        np.arange(2),
-        Neighborhoods(recording.get_channel_locations(), 60.0),
-        SorterParams(),
-        tmp_path / "waveforms",
-        job_kwargs,
-    )
+    found = posteriors_of_traces(traces, make_sorting(samples, labels), templates, [0, 1], tmp_path)
     assert found.min() > lowest
 
 
@@ -181,13 +171,6 @@ def test_units_without_spikes_have_no_posterior():
     describe_units(sorting, make_templates(array), np.array([0.5]), "neg")
     assert sorting.get_property("n_spikes").tolist() == [0, 1]
     assert sorting.get_property("mean_posterior").tolist() == [0, 0.5]
-
-
-@pytest.mark.parametrize("peak_sign, wanted", [("neg", 0), ("pos", 1), ("both", 1)])
-def test_main_channel_follows_the_sign(peak_sign, wanted):
-    array = np.zeros((1, 60, 2))
-    array[0, 20] = [-5.0, 9.0]
-    assert find_main_channels(make_templates(array), peak_sign).tolist() == [wanted]
 
 
 # --- groups ---

@@ -1,0 +1,130 @@
+"""Residuals: what is left around a spike when all templates are taken away."""
+
+import numpy as np
+import pytest
+from spikeinterface.core import NumpyRecording
+
+from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, pad_templates
+from spikeinterface_huidurep.waveforms import Neighborhoods
+
+from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_templates
+
+N_BEFORE, N_AFTER = 24, 39  # samples of 0.8 and 1.3 ms
+N_CHANNELS = 5
+
+
+def make_case(segment_sizes=(3000,), n_spikes=60, nbefore=30, num_samples=90, seed=0):
+    """
+    Segments of noise, 3 templates of noise, and a sorting whose spikes are anywhere: overlapping, and at the ends.
+
+    The main channels are 4, 0 and 2.
+    """
+    rng = np.random.default_rng(seed)
+    traces = [rng.normal(size=(size, N_CHANNELS)).astype("float32") for size in segment_sizes]
+    shapes = rng.normal(size=(3, num_samples, N_CHANNELS))
+    shapes[[0, 1, 2], nbefore, [4, 0, 2]] = -20
+    segments = np.sort(rng.integers(0, len(segment_sizes), n_spikes))
+    samples = rng.integers(0, np.array(segment_sizes)[segments])
+    if n_spikes > 1:
+        samples[[0, -1]] = 0, segment_sizes[segments[-1]] - 1
+    order = np.lexsort((samples, segments))
+    sorting = make_sorting(samples[order], rng.integers(0, 3, n_spikes), segments[order], unit_ids=np.array([4, 7, 9]))
+    templates = make_templates(shapes, nbefore, unit_ids=[4, 7, 9])
+    return traces, sorting, templates
+
+
+def extract(traces, sorting, templates, folder, radius_um=25.0):
+    recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), radius_um)
+    job_kwargs = dict(JOB_KWARGS, chunk_duration="20ms")
+    return extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "residuals", job_kwargs)
+
+
+def slow_residuals(traces, sorting, templates, main_channels):
+    """Take away one template and cut out one spike after another; channels next to the main one, in their order."""
+    shapes, margin = templates.get_dense_templates(), 200
+    spikes = sorting.to_spike_vector()
+    left = [np.pad(segment.astype("float64"), ((margin, margin), (0, 0))) for segment in traces]
+    for spike in spikes:
+        start = spike["sample_index"] + margin - templates.nbefore
+        left[spike["segment_index"]][start : start + templates.num_samples] -= shapes[spike["unit_index"]]
+    cuts = []
+    for spike in spikes:
+        segment, peak = left[spike["segment_index"]], spike["sample_index"] + margin
+        segment[:margin] = segment[-margin:] = 0  # there is nothing beyond the ends
+        main = main_channels[spike["unit_index"]]
+        channels = [channel for channel in range(N_CHANNELS) if abs(channel - main) <= 1]
+        cuts.append(segment[peak - N_BEFORE : peak + N_AFTER, channels].T)
+    return cuts
+
+
+@pytest.mark.parametrize("nbefore, num_samples", [(30, 90), (15, 40), (70, 160)])
+@pytest.mark.parametrize("segment_sizes", [(3000,), (2000, 100, 1000)])
+def test_residuals_are_the_traces_without_all_templates(tmp_path, segment_sizes, nbefore, num_samples):
+    traces, sorting, templates = make_case(segment_sizes, nbefore=nbefore, num_samples=num_samples)
+    residuals = extract(traces, sorting, templates, tmp_path)
+    wanted = slow_residuals(traces, sorting, templates, [4, 0, 2])
+    assert residuals.values.shape == (60, N_BEFORE + N_AFTER, 3) and residuals.values.dtype == np.float32
+    for index, spike in enumerate(sorting.to_spike_vector()):
+        found = residuals.read(np.array([index]), spike["unit_index"])
+        np.testing.assert_allclose(found, wanted[index][None], atol=1e-4)
+
+
+def test_arguments_are_not_changed(tmp_path):
+    traces, sorting, templates = make_case()
+    before = traces[0].copy()
+    extract(traces, sorting, templates, tmp_path)
+    assert np.array_equal(traces[0], before)
+
+
+@pytest.mark.parametrize("n_segments_with_spikes", [1, 2])
+def test_last_segments_without_spikes(tmp_path, n_segments_with_spikes):
+    """The sorting does not know of segments after the last spike."""
+    traces, sorting, templates = make_case((1000,) * n_segments_with_spikes)
+    wanted = extract(traces, sorting, templates, tmp_path / "short")
+    found = extract(traces + [np.ones((500, N_CHANNELS), "float32")], sorting, templates, tmp_path / "long")
+    assert np.array_equal(found.values, wanted.values)
+
+
+def test_one_spike(tmp_path):
+    traces, sorting, templates = make_case(n_spikes=1)
+    residuals = extract(traces, sorting, templates, tmp_path)
+    assert residuals.values.shape == (1, N_BEFORE + N_AFTER, 3)
+
+
+def test_channels_are_the_neighbors_in_ascending_order(tmp_path):
+    traces, sorting, templates = make_case()
+    residuals = extract(traces, sorting, templates, tmp_path)
+    assert residuals.main_channels.tolist() == [4, 0, 2]
+    assert [residuals.find_channels(index).tolist() for index in range(3)] == [[3, 4], [0, 1], [1, 2, 3]]
+
+
+def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):
+    traces, sorting, templates = make_case()
+    residuals = extract(traces, sorting, templates, tmp_path)
+    found = residuals.get_waveform(1, [3, 0])[:, residuals.window]
+    wanted = templates.get_dense_templates()[1, 30 - N_BEFORE : 30 + N_AFTER][:, [3, 0]].T
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+# --- templates ---
+
+
+@pytest.mark.parametrize("nbefore, nafter", [(10, 20), (24, 39), (39, 54), (60, 90), (10, 90), (60, 20)])
+def test_padded_templates_leave_room_for_any_lag(nbefore, nafter):
+    array = np.random.default_rng(0).normal(size=(2, nbefore + nafter, 3))
+    padded, window = pad_templates(make_templates(array, nbefore))
+    assert window.stop - window.start == N_BEFORE + N_AFTER
+    assert window.start >= MAX_LAG and window.stop + MAX_LAG <= padded.shape[1]
+    peak = window.start + N_BEFORE
+    np.testing.assert_allclose(padded[:, peak - nbefore : peak + nafter], array, rtol=1e-6)
+    assert not padded[:, : peak - nbefore].any() and not padded[:, peak + nafter :].any()
+
+
+@pytest.mark.parametrize("peak_sign, wanted", [("neg", 0), ("pos", 1), ("both", 1)])
+def test_main_channel_follows_the_sign(peak_sign, wanted):
+    array = np.zeros((1, 60, 2))
+    array[0, 20] = [-5.0, 9.0]
+    assert find_main_channels(make_templates(array), peak_sign).tolist() == [wanted]
