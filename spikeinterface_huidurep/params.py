@@ -245,7 +245,7 @@ class SorterParams:
         "Units that fire less are dropped. Raise it when there are many tiny clusters, lower it for silent units.",
     )
     min_snr: float = _number(
-        3.2,
+        2.0,
         0.0,
         100.0,
         "noise SD",
