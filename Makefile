@@ -28,6 +28,7 @@ lint: $(STAMP)
 
 # Three short cases, four sorters: under 25 minutes on 2 cores. The report is benchmark_report/report.html.
 bench: $(STAMP)
+	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[peers]"
 	$(BENCH_RUN) --cases native_tetrode native_static --duration 60 --sorters huidurep $(PEERS) limit
 	$(BENCH_RUN) --cases native_drift --duration 60 --sorters huidurep $(DRIFT_PEERS) spykingcircus2 limit
 	$(BENCH_REPORT)
