@@ -8,10 +8,11 @@ from spikeinterface.core import NumpySorting
 
 from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
+from spikeinterface_huidurep.refinement import N_AROUND, remove_running_mean
 from spikeinterface_huidurep.residuals import find_main_channels
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
-TEMPERATURE = 8.0  # divides the log-odds: neurons vary in more ways than the spread along one line shows
+TEMPERATURE = 4.0  # divides the log-odds: neurons vary in more ways than the spread along one line shows
 
 
 def compute_posteriors(sorting, residuals, neurons):
@@ -19,8 +20,8 @@ def compute_posteriors(sorting, residuals, neurons):
     Probability that each spike belongs to its unit rather than to one of the units around it.
 
     What is left around a spike is compared with what would be left if the spike were of another unit; how much it
-    varies from spike to spike along the difference of the two templates is measured. Every unit counts as equally
-    frequent.
+    varies from spike to spike along the difference of the two templates is measured, without what drift makes of it.
+    Every unit counts as equally frequent.
 
     Parameters
     ----------
@@ -60,6 +61,7 @@ def posterior_of_residuals(residuals, differences):
     Parameters
     ----------
     residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
+        In the order of time.
     differences : np.ndarray, float32, shape (n_others, n_channels, n_samples)
         The other templates minus that one.
 
@@ -69,6 +71,8 @@ def posterior_of_residuals(residuals, differences):
     """
     norms = np.sqrt(np.sum(differences**2, axis=(1, 2))) + 1e-6
     along = np.tensordot(residuals, differences, axes=([1, 2], [1, 2])) / norms  # (n_spikes, n_others)
+    if len(along) > N_AROUND:
+        along = remove_running_mean(along, N_AROUND)
     spread = median_abs_deviation(along, axis=0, scale="normal")
     log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) ** 2 / TEMPERATURE
     return (1 / (1 + np.exp(np.clip(log_odds, -50, 50)).sum(axis=1))).astype("float32")
