@@ -30,6 +30,7 @@ from spikeinterface_huidurep.merging import (
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
 MAX_PARTS, N_STARTS = 6, 5
+MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
@@ -130,7 +131,7 @@ def split_unit(residuals, waveform, threshold, seed):
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
     counts = np.bincount(responsibilities.argmax(axis=1), minlength=responsibilities.shape[1])
-    frequent = np.flatnonzero(counts >= MIN_SPIKES)
+    frequent = np.flatnonzero(counts >= max(MIN_SPIKES, MIN_SHARE * n_spikes))
     if len(frequent) < 2:
         return np.zeros(n_spikes, dtype="int64")
     return join_parts(vectors, responsibilities[:, frequent].argmax(axis=1), threshold)
