@@ -6,7 +6,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core.base import base_peak_dtype
 
-from spikeinterface_huidurep.merging import MAX_LAG, dip_score, find_lag, merge_clusters, shift_waveforms
+from spikeinterface_huidurep.merging import (
+    MAX_LAG,
+    MAX_VARIATION_SPIKES,
+    dip_score,
+    equalize_variation,
+    find_lag,
+    merge_clusters,
+    project_on_difference,
+    separation,
+    shift_waveforms,
+    thin,
+)
 from spikeinterface_huidurep.waveforms import MODEL_HZ, N_BEFORE, N_SAMPLES, Neighborhoods
 
 LOCATIONS_UM = np.c_[np.zeros(3), 20.0 * np.arange(3)]
@@ -204,3 +215,124 @@ def test_lag_is_recovered(lag, n_channels, seed):
 def test_shift_by_hand(lag, wanted):
     waveforms = np.tile(np.arange(1, 5), (2, 3, 1))
     assert (shift_waveforms(waveforms, lag) == np.array(wanted)).all()
+
+
+# --- variation ---
+
+
+def test_noise_stays_as_it_is():
+    for seed in range(5):
+        first, second = np.random.default_rng(seed).normal(size=(2, 200, 100)).astype("float32")
+        for vectors, found in zip((first, second), equalize_variation(first, second), strict=True):
+            np.testing.assert_array_equal(found, vectors)
+
+
+@pytest.mark.parametrize("n_first, n_second", [(200, 200), (40, 300), (1000, 3 * MAX_VARIATION_SPIKES)])
+def test_a_common_variation_becomes_as_small_as_noise(n_first, n_second):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(n_first + n_second, 60))
+    direction = np.linalg.qr(rng.normal(size=(60, 1)))[0]
+    varied = (vectors + 10 * rng.normal(size=(len(vectors), 1)) * direction.T).astype("float32")
+    parts = varied[:n_first], varied[n_first:]
+    before = [part.copy() for part in parts]
+    found = equalize_variation(*parts)
+    for of_found, part, of_before in zip(found, parts, before, strict=True):
+        assert of_found.shape == part.shape and of_found.dtype == np.float32
+        assert np.array_equal(part, of_before)
+    found = np.concatenate(found)
+    assert np.var(varied @ direction) > 80
+    assert np.var(found @ direction) == pytest.approx(1, abs=0.3)
+    others = np.linalg.qr(np.c_[direction, rng.normal(size=(60, 59))])[0][:, 1:]
+    assert np.corrcoef((found @ others).ravel(), (varied @ others).ravel())[0, 1] > 0.95
+    assert np.var(found @ others) == pytest.approx(1, abs=0.1)
+
+
+@pytest.mark.parametrize("varying", [0, 1])
+def test_a_variation_of_one_cluster_becomes_small(varying):
+    parts = np.random.default_rng(0).normal(size=(2, 200, 60)).astype("float32")
+    parts[varying, :, 7] *= 10
+    variances = [found[:, 7].var() for found in equalize_variation(*parts)]
+    assert np.mean(variances) == pytest.approx(1, abs=0.3)
+
+
+def test_many_variations_and_different_means():
+    """Means stay apart where nothing varies, and the mean of a cluster is no variation."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 200, 60))
+    for part in (first, second):
+        part[:, :5] *= 8
+    second[:, 30] += 50
+    found = equalize_variation(first.astype("float32"), second.astype("float32"))
+    for part in found:
+        assert part.var(axis=0)[:5] == pytest.approx(np.ones(5), abs=0.4)
+    assert found[1][:, 30].mean() - found[0][:, 30].mean() == pytest.approx(50, rel=0.05)
+
+
+@pytest.mark.parametrize("n_first, n_second", [(1, 1), (2, 2), (1, 5), (3, 30)])
+def test_few_vectors_are_no_variation(n_first, n_second):
+    rng = np.random.default_rng(0)
+    parts = [rng.normal(size=(size, 200)).astype("float32") for size in (n_first, n_second)]
+    for part, found in zip(parts, equalize_variation(*parts), strict=True):
+        assert np.isfinite(found).all()
+        np.testing.assert_array_equal(found, part)
+
+
+def test_discriminant_separates_what_the_difference_of_the_means_does_not():
+    """The means are as far apart in a direction that is of no use as in one that tells the clusters apart."""
+    rng = np.random.default_rng(0)
+    first, second = rng.normal(size=(2, 400, 60)).astype("float32")
+    for part in (first, second):
+        part[:, 0] += 12 * rng.normal(size=400)
+    second[:, :2] += [8, 7]
+    along, discriminant = (
+        project_on_difference(first, second),
+        project_on_difference(*equalize_variation(first, second)),
+    )
+    assert dip_score(*along, (400, 400)) < THRESHOLD < 5 < dip_score(*discriminant, (400, 400))
+    assert separation(*along) < 2.7 < 5 < separation(*discriminant)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_units_whose_amplitudes_change_do_not_merge(seed):
+    rng = np.random.default_rng(seed)
+    parts = [
+        make_spikes(rng, 20 * SMALL * pulse(), 400, channel=1, jitter=0.3),
+        make_spikes(rng, 12 * SMALL * pulse(width=5.8), 400, channel=1, jitter=0.3),
+    ]
+    truth = np.repeat([0, 1], 400)
+    labels, _ = merge(parts, truth)
+    assert np.array_equal(labels, truth)
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_two_units_with_collisions_do_not_merge(seed):
+    """Other spikes on one in ten widen both clusters in the very direction in which they differ."""
+    rng = np.random.default_rng(seed)
+    first, second = 10 * SMALL * pulse(), 10 * SMALL * pulse(width=6.0)
+    parts = [make_spikes(rng, mean, 400, channel=1) for mean in (first, second)]
+    for waveforms, _ in parts:
+        other = 8 * (second - first)[NEIGHBORHOODS.channel_indices[1]]
+        waveforms += rng.choice([-1, 0, 1], size=(400, 1, 1), p=[0.05, 0.9, 0.05]) * other
+    truth = np.repeat([0, 1], 400)
+    labels, _ = merge(parts, truth)
+    assert np.array_equal(labels, truth)
+
+
+# --- thin ---
+
+
+@given(n_values=st.integers(0, 200), n_max=st.integers(1, 50))
+def test_thinned_values_are_evenly_spaced(n_values, n_max):
+    found = thin(np.arange(n_values), n_max)
+    assert len(found) == min(n_values, n_max)
+    if n_values <= n_max:
+        assert found.tolist() == list(range(n_values))
+    elif n_max > 1:
+        assert found[0] == 0 and found[-1] == n_values - 1
+        assert np.ptp(np.diff(found)) <= 1
+
+
+def test_thinned_rows_by_hand():
+    vectors = np.arange(10).reshape(5, 2)
+    assert thin(vectors, 3).tolist() == [[0, 1], [4, 5], [8, 9]]
+    assert thin(vectors[:0], 3).shape == (0, 2)
