@@ -1,7 +1,10 @@
 """Gaussian mixtures with the number of components chosen by the data, channel by channel."""
 
+import warnings
+
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
@@ -94,7 +97,10 @@ def fit_mixture(features, max_components, seed, n_starts=1):
             max_iter=60,
             n_init=n_starts,
             random_state=seed,
-        ).fit(features)
+        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ConvergenceWarning)  # more iterations do not change the clusters
+            mixture.fit(features)
         bic = mixture.bic(features)
         if bic < best_bic:
             best, best_bic, n_worse = mixture, bic, 0

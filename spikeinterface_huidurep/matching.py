@@ -195,8 +195,9 @@ def count_coincidences(samples, others, tolerance):
 
 def measure_norms(templates, n_spikes):
     """Norm of every template in noise SD, without what the noise of its spikes adds; shape (n_units,)."""
-    energies = np.sum(templates.get_dense_templates() ** 2, axis=(1, 2))
-    n_values = templates.num_samples * templates.sparsity_mask.sum(axis=1)
+    waveforms = templates.get_dense_templates()
+    energies = np.sum(waveforms**2, axis=(1, 2))
+    n_values = templates.num_samples * np.any(waveforms != 0, axis=1).sum(axis=1)
     counts = np.array([n_spikes[unit_id] for unit_id in templates.unit_ids.tolist()])
     return np.sqrt(np.maximum(energies - n_values / np.maximum(counts, 1), 0))
 

@@ -7,11 +7,13 @@ from scipy.stats import median_abs_deviation
 from spikeinterface.core import NumpySorting
 
 from spikeinterface_huidurep.linking import locate_templates
+from spikeinterface_huidurep.matching import measure_norms
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
 from spikeinterface_huidurep.refinement import N_AROUND, remove_running_mean
 from spikeinterface_huidurep.residuals import find_main_channels
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
+QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron
 TEMPERATURE = 4.0  # divides the log-odds: neurons vary in more ways than the spread along one line shows
 
 
@@ -83,7 +85,8 @@ def describe_units(sorting, templates, posteriors, peak_sign):
     Set the properties of the units.
 
     `main_channel_id`, `x_um` and `y_um` (centre of mass of the squared peak-to-peak amplitude), `snr` (largest
-    deflection of the template in noise SD of the whitened traces), `mean_posterior` and `n_spikes`.
+    deflection of the template in noise SD of the whitened traces), `mean_posterior`, `n_spikes` and `quality` (0 to 1:
+    the mean posterior, less for templates that noise could have made).
     """
     waveforms = templates.get_dense_templates()  # (u, t, c)
     spikes = sorting.to_spike_vector()
@@ -94,8 +97,11 @@ def describe_units(sorting, templates, posteriors, peak_sign):
     sorting.set_property("x_um", locations_um[:, 0])
     sorting.set_property("y_um", locations_um[:, 1])
     sorting.set_property("snr", np.abs(waveforms).max(axis=(1, 2)))
-    sorting.set_property("mean_posterior", totals / np.maximum(counts, 1))
+    mean_posteriors = totals / np.maximum(counts, 1)
+    norms = measure_norms(templates, dict(zip(sorting.unit_ids.tolist(), counts.tolist(), strict=True)))
+    sorting.set_property("mean_posterior", mean_posteriors)
     sorting.set_property("n_spikes", counts)
+    sorting.set_property("quality", mean_posteriors * (1 - np.exp(-0.5 * (norms / QUALITY_NORM) ** 2)))
 
 
 def join_groups(sortings, posteriors, sampling_frequency):

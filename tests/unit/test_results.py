@@ -13,6 +13,7 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
+    QUALITY_NORM,
     TEMPERATURE,
     compute_posteriors,
     describe_units,
@@ -162,6 +163,16 @@ def test_units_are_described_by_hand():
     assert sorting.get_property("snr").tolist() == [10.0, 8.0]
     np.testing.assert_allclose(sorting.get_property("x_um"), [0, 0])
     np.testing.assert_allclose(sorting.get_property("y_um"), [20 * 10.5**2 / (10**2 + 10.5**2), 40.0])
+
+
+def test_quality_falls_with_confidence_and_size():
+    array = np.zeros((3, 60, 1))
+    array[:, 20, 0] = -200, -200, -5
+    sorting = make_sorting(np.arange(600), np.arange(600) % 3)
+    describe_units(sorting, make_templates(array), np.tile([1.0, 0.5, 1.0], 200), "neg")
+    sure, confused, weak = sorting.get_property("quality")
+    assert (sure, confused) == pytest.approx((1.0, 0.5))
+    assert weak == pytest.approx(1 - np.exp(-0.5 * (5**2 - 60 / 200) / QUALITY_NORM**2))
 
 
 def test_units_without_spikes_have_no_posterior():
