@@ -183,7 +183,10 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         labels = np.r_[labels[kept], refined.labels]
         n_spikes |= refined.n_spikes
         move_inside(peaks, traces)
-        templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+        new_templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+        if new_templates is None:
+            break
+        templates = new_templates
     return sorting, templates, residuals
 
 
