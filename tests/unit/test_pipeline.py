@@ -1,11 +1,13 @@
-"""What the steps hand on: the clusters, and how long the segments are."""
+"""The glue: what the steps hand on, and how the units are looked at twice."""
 
 import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
 
-from spikeinterface_huidurep.pipeline import Clusters, segment_durations
+from spikeinterface_huidurep.matching import estimate_templates
+from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.pipeline import Clock, Clusters, find_units, segment_durations
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 SAMPLING_FREQUENCY = 30_000.0
@@ -55,3 +57,129 @@ def test_sorting_of_some_clusters_by_hand():
 def test_durations_of_segments():
     segments = [np.zeros((n_samples, 1), "float32") for n_samples in (30_000, 1500)]
     assert segment_durations(NumpyRecording(segments, SAMPLING_FREQUENCY)) == [1.0, 0.05]
+
+
+# --- units ---
+
+PARAMS = SorterParams()
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
+PULSE = -np.exp(-0.5 * ((np.arange(121) - 50) / 5) ** 2) + 0.4 * np.exp(-0.5 * ((np.arange(121) - 64) / 8) ** 2)
+SIZES = np.array([[15.0, 12, 4, 0, 0, 0, 0, 0], [12.0, 15, 8, 0, 0, 0, 0, 0], [0.0, 0, 0, 0, 3, 12, 20, 10]])
+MAIN_CHANNELS = np.array([0, 1, 6])
+
+
+@pytest.fixture(scope="module")
+def three_neurons():
+    """(traces, peaks, neurons): unit noise on 8 channels in two segments; neurons 0 and 1 share a place."""
+    rng = np.random.default_rng(0)
+    neurons = rng.permutation(np.repeat([0, 1, 2], [100, 80, 60]))
+    segments = np.repeat([0, 1], 120)
+    peaks = np.zeros(240, dtype=base_peak_dtype)
+    peaks["sample_index"] = 300 + np.tile(np.arange(120), 2) * 400 + rng.integers(0, 150, 240)
+    peaks["segment_index"], peaks["channel_index"] = segments, MAIN_CHANNELS[neurons]
+    arrays = [rng.normal(size=(50_000, 8)).astype("float32") for _ in range(2)]
+    for peak, neuron in zip(peaks, neurons, strict=True):
+        start = peak["sample_index"] - 50
+        arrays[peak["segment_index"]][start : start + 121] += np.outer(PULSE, SIZES[neuron])
+    traces = NumpyRecording(arrays, SAMPLING_FREQUENCY)
+    traces.set_dummy_probe_from_locations(np.c_[np.zeros(8), 20.0 * np.arange(8)])
+    return traces, peaks, neurons
+
+
+def find_units_of(three_neurons, labels, folder, share_selected=1.0, params=PARAMS):
+    """What `find_units` makes of clusters with these labels."""
+    traces, peaks, _ = three_neurons
+    clusters = Clusters(
+        peaks,
+        waveforms=np.zeros((len(peaks), 1, 64), "float16"),
+        features=np.zeros((len(peaks), 2), "float32"),
+        labels=labels,
+        posteriors=np.ones(len(peaks), "float32"),
+        neighborhoods=Neighborhoods(traces.get_channel_locations(), 60.0),
+        share_selected=share_selected,
+    )
+    templates = estimate_templates(traces, peaks, labels, params, JOB_KWARGS)
+    return find_units(traces, clusters, templates, params, folder, JOB_KWARGS, Clock())
+
+
+def count_lines(caplog, stage):
+    return sum(record.getMessage().startswith(stage) for record in caplog.records)
+
+
+def assert_units_are_neurons(sorting, peaks, neurons):
+    """Every unit has the spikes of one neuron and no others, every neuron a unit."""
+    spikes = sorting.to_spike_vector()
+    trains = set()
+    for index in range(len(sorting.unit_ids)):
+        of_unit = spikes[spikes["unit_index"] == index]
+        times = of_unit["sample_index"] + 100_000 * of_unit["segment_index"]
+        wanted = peaks["sample_index"] + 100_000 * peaks["segment_index"]
+        nearest = np.abs(wanted[:, None] - times).argmin(axis=0)
+        assert np.abs(wanted[nearest] - times).max() <= 2
+        trains.add(tuple(nearest))
+    assert trains == {tuple(np.flatnonzero(neurons == neuron)) for neuron in np.unique(neurons)}
+
+
+def assert_residuals_are_noise(residuals, sorting):
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    assert len(residuals.values) == len(unit_indices)
+    for index in range(len(sorting.unit_ids)):
+        left = residuals.read(np.flatnonzero(unit_indices == index), index)
+        assert left.std() == pytest.approx(1, abs=0.02)
+
+
+def test_right_units_stay_as_they_are(three_neurons, tmp_path, caplog):
+    caplog.set_level("INFO")
+    _, peaks, neurons = three_neurons
+    sorting, templates, residuals = find_units_of(three_neurons, neurons + 3, tmp_path)
+    assert_units_are_neurons(sorting, peaks, neurons)
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [3, 4, 5]
+    assert_residuals_are_noise(residuals, sorting)
+    assert count_lines(caplog, "match") == count_lines(caplog, "refine") == 1
+
+
+@pytest.mark.parametrize("labels_of_neurons", [[0, 0, 2], [4, 4, 2]])
+def test_two_neurons_in_one_cluster_become_two_units(three_neurons, tmp_path, caplog, labels_of_neurons):
+    caplog.set_level("INFO")
+    _, peaks, neurons = three_neurons
+    labels = np.array(labels_of_neurons)[neurons]
+    sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path)
+    assert_units_are_neurons(sorting, peaks, neurons)
+    first_new_id = labels.max() + 1
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [2, first_new_id, first_new_id + 1]
+    assert_residuals_are_noise(residuals, sorting)
+    assert count_lines(caplog, "match") == 2 and count_lines(caplog, "refine") == 1
+
+
+def test_one_neuron_in_two_clusters_becomes_one_unit(three_neurons, tmp_path):
+    _, peaks, neurons = three_neurons
+    labels = np.where((neurons == 0) & (np.arange(len(neurons)) % 2 == 0), 5, neurons)
+    sorting, _, residuals = find_units_of(three_neurons, labels, tmp_path)
+    assert_units_are_neurons(sorting, peaks, neurons)
+    assert sorting.unit_ids.tolist() == [1, 2, 6]
+    assert_residuals_are_noise(residuals, sorting)
+
+
+def test_units_that_nothing_confirms(three_neurons, tmp_path):
+    """Ten times more spikes were detected than match."""
+    sorting, templates, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path, share_selected=0.1)
+    assert len(sorting.unit_ids) == len(templates.unit_ids) == 0
+    assert residuals is None
+
+
+def test_units_stay_where_their_parts_can_be_none(tmp_path):
+    """Two clusters of the large spikes of one neuron are above `min_snr`, the mean of all its spikes is not."""
+    rng = np.random.default_rng(0)
+    peaks = np.zeros(240, dtype=base_peak_dtype)
+    peaks["sample_index"] = 300 + 400 * np.arange(240)
+    is_large = np.arange(240) % 2 == 1
+    array = rng.normal(size=(100_000, 8)).astype("float32")
+    for peak, gain in zip(peaks, np.where(is_large, 1.1, 0.9), strict=True):
+        array[peak["sample_index"] - 50 : peak["sample_index"] + 71] += gain * np.outer(PULSE, SIZES[0])
+    traces = NumpyRecording(array, SAMPLING_FREQUENCY)
+    traces.set_dummy_probe_from_locations(np.c_[np.zeros(8), 20.0 * np.arange(8)])
+    labels = np.where(is_large, np.arange(240) // 2 % 2, -1)
+    params = SorterParams(min_snr=20.0)  # between peak to peak of all and of the large
+    sorting, templates, residuals = find_units_of((traces, peaks, None), labels, tmp_path, params=params)
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1]
+    assert len(residuals.values) == len(sorting.to_spike_vector()) == 240

@@ -14,6 +14,7 @@ from spikeinterface_huidurep.merging import MAX_LAG, project_on_difference, sepa
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MIN_SEPARATION,
+    MIN_SHARE,
     find_same_units,
     join_parts,
     refine_units,
@@ -141,10 +142,18 @@ def test_few_spikes_are_one_part(n_spikes, n_parts):
     assert len(set(parts)) == min(n_spikes, n_parts)
 
 
-@pytest.mark.parametrize("n_other, n_parts", [(MIN_SPIKES // 2, 1), (2 * MIN_SPIKES, 2)])
-def test_a_few_strange_spikes_are_no_neuron(n_other, n_parts):
+@pytest.mark.parametrize(
+    "n_spikes, n_other, n_parts",
+    [
+        (200, MIN_SPIKES - 5, 1),
+        (200, MIN_SPIKES + 5, 2),
+        (1000, int(MIN_SHARE * 1000) - 10, 1),
+        (1000, int(MIN_SHARE * 1000) + 10, 2),
+    ],
+)
+def test_a_few_strange_spikes_are_no_neuron(n_spikes, n_other, n_parts):
     rng = np.random.default_rng(0)
-    truth = rng.permutation(np.arange(400) < n_other).astype("int64")
+    truth = rng.permutation(np.arange(n_spikes) < n_other).astype("int64")
     assert split(mix(truth, 2.0), rng).max() + 1 == n_parts
 
 

@@ -11,6 +11,7 @@ from spikeinterface.core import NumpyRecording, NumpySorting, Templates
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.refinement import N_AROUND
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     QUALITY_NORM,
@@ -103,6 +104,19 @@ def posteriors_of_traces(traces, sorting, templates, neurons, folder):
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
     residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
     return compute_posteriors(sorting, residuals, np.array(neurons))
+
+
+@pytest.mark.parametrize("n_spikes, drift_counts", [(2000, False), (N_AROUND, True)])
+def test_drift_costs_no_confidence_where_there_are_enough_spikes(n_spikes, drift_counts):
+    """What is left moves from one side to the other, as far as the units are apart."""
+    rng = np.random.default_rng(0)
+    difference = np.zeros((1, 2, 60))
+    difference[0, 0, 20:30] = 4.0
+    residuals = rng.normal(size=(n_spikes, 2, 60))
+    drifting = residuals + np.linspace(-1, 1, n_spikes)[:, None, None] * difference
+    posteriors, of_drifting = (posterior_of_residuals(left, difference) for left in (residuals, drifting))
+    assert posteriors.min() > 0.9
+    assert (of_drifting.min() < 0.5) == drift_counts
 
 
 @pytest.mark.parametrize("neurons", [[0, 1, 2], [0, 0, 2]])
