@@ -1,24 +1,30 @@
 """
-Link the fragments of a neuron that moved.
+Link the fragments of a neuron.
 
 Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the other
 is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
-their templates are alike and their spikes fall into the same stretches of time much less often than chance. The pair
-with the closest templates goes first, and the times of linked units are taken together: a neuron that is complete
-links to nothing.
+their templates are alike and their spikes fall into the same stretches of time much less often than chance. They are
+also linked when they fire together, but hardly ever one within the refractory period of the other. The pair with the
+closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
+nothing.
 """
 
 import numpy as np
+from scipy.stats import poisson
 
 from spikeinterface_huidurep.matching import make_sorting
-from spikeinterface_huidurep.merging import find_lag
+from spikeinterface_huidurep.merging import MAX_LAG, find_lag
 from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
 MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
 MIN_CHANCE_COINCIDENCES = 30  # pairs of spikes in the same bin that chance would give; with fewer nothing is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
-MAX_DIFFERENCE = 0.3  # of the energy of the larger template
+REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
+AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
+MAX_REFRACTORY = 0.3  # share of what chance would give
+MAX_PROBABILITY = 1e-4  # that chance gave as few
+MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
 
 
@@ -44,7 +50,9 @@ def link_fragments(sorting, templates, duration_s):
     for _, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
-        if neurons[first] != neurons[second] and coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE:
+        if neurons[first] != neurons[second] and (
+            coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE or respect_refractory_period(*trains)
+        ):
             together = np.concatenate(parts)
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
@@ -52,7 +60,8 @@ def link_fragments(sorting, templates, duration_s):
 
 def find_alike_templates(templates):
     """Pairs of close templates, list of (difference as a share of the energy, first, second)."""
-    waveforms, locations_um = resample_templates(templates), locate_templates(templates)
+    waveforms = np.pad(resample_templates(templates), ((0, 0), (0, 0), (MAX_LAG, MAX_LAG)))
+    locations_um = locate_templates(templates)
     energies = np.sum(waveforms**2, axis=(1, 2))
     pairs = []
     for first in range(len(waveforms)):
@@ -109,6 +118,35 @@ def coincidence(first_s, second_s, duration_s):
         return 1.0
     counts = [np.histogram(times, n_bins, range=(0, duration_s))[0] for times in (first_s, second_s)]
     return float(n_bins * np.sum(counts[0] * counts[1]) / n_pairs)
+
+
+def respect_refractory_period(first_s, second_s):
+    """
+    Whether two trains hardly ever fire one within the refractory period of the other, as those of one neuron.
+
+    Parameters
+    ----------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+        Times in s.
+
+    Returns
+    -------
+    respect : bool
+        False where there are too few spikes to tell.
+    """
+    trains = np.sort(first_s), np.sort(second_s)
+    found = count_pairs(*trains, *REFRACTORY_S)
+    chance = count_pairs(*trains, *AROUND_S) * np.ptp(REFRACTORY_S) / np.ptp(AROUND_S)
+    return bool(found < MAX_REFRACTORY * chance and poisson.cdf(found, chance) < MAX_PROBABILITY)
+
+
+def count_pairs(first_s, second_s, nearest_s, farthest_s):
+    """Number of pairs, one time of each ascending array, whose distance is between `nearest_s` and `farthest_s`."""
+    within = [
+        np.searchsorted(second_s, first_s + distance, "right") - np.searchsorted(second_s, first_s - distance)
+        for distance in (farthest_s, nearest_s)
+    ]
+    return int(np.sum(within[0] - within[1]))
 
 
 def locate_templates(templates):

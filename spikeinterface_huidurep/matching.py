@@ -10,10 +10,8 @@ TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for smal
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template found things of many kinds
 MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
-MAX_COINCIDENCE, MAX_COINCIDENCE_MS = (
-    0.5,
-    0.5,
-)  # share of the spikes of a unit that may be this close to a stronger one's
+MAX_COINCIDENCE = 0.5  # share of the spikes of a unit that may be at those of a stronger one
+MAX_COINCIDENCE_MS = 0.5  # between two spikes that count as one
 WEAK_NORM = 13.0  # noise SD; norm of a template below which that is possible
 MAX_JITTER_MS = 0.4  # a template whose extremum is farther from the detected sample is a by-product of another spike
 
