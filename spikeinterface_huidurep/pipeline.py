@@ -26,7 +26,7 @@ from spikeinterface_huidurep.matching import (
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
-from spikeinterface_huidurep.refinement import refine_units
+from spikeinterface_huidurep.refinement import find_misfits, refine_units
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     compute_posteriors,
@@ -39,7 +39,7 @@ from spikeinterface_huidurep.waveforms import Neighborhoods, extract_waveforms
 
 logger = logging.getLogger(__name__)
 
-MAX_REFINEMENTS = 1  # times that the units are looked at again
+MAX_REFINEMENTS = 2  # times that the units are looked at again
 
 
 def sort_recording(recording, params, folder, verbose=False):
@@ -137,6 +137,7 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
     neurons = link_fragments(sorting, templates, segment_durations(traces))
     if matching:
         posteriors = compute_posteriors(sorting, residuals, neurons)
+        sorting, posteriors = leave_out(find_misfits(sorting, residuals), sorting, posteriors)
     sorting, posteriors = join_fragments(sorting, posteriors, neurons)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
@@ -147,7 +148,7 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
 
 def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
-    Match the templates, look at the units again by what was found, and match once more if some changed.
+    Match the templates, look at the units again by what was found, and match again while some change.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     templates : spikeinterface.core.Templates
         Of these units.
     residuals : Residuals | None
-        Of the spikes; None without units.
+        Of the spikes of the last units; None if there were none.
     """
     peaks, labels, n_spikes = clusters.peaks, clusters.labels, clusters.count_spikes()
     residuals = None
@@ -174,7 +175,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         )
         if look == MAX_REFINEMENTS:
             break
-        refined = refine_units(sorting, residuals, params.merge_threshold, params.seed)
+        refined = refine_units(sorting, residuals, n_spikes, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
         if not refined.replaced:
             break
@@ -187,7 +188,14 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         if new_templates is None:
             break
         templates = new_templates
+        shutil.rmtree(spikes_folder, ignore_errors=True)
     return sorting, templates, residuals
+
+
+def leave_out(is_out, sorting, posteriors):
+    """The sorting and the posteriors of its spikes, both without those where `is_out`, shape (n_spikes,)."""
+    spikes = sorting.to_spike_vector()[~is_out]
+    return NumpySorting(spikes, sorting.sampling_frequency, sorting.unit_ids), posteriors[~is_out]
 
 
 def segment_durations(traces):

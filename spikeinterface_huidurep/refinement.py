@@ -5,11 +5,15 @@ Weak neurons that share a place may enter the matching as one template, and one 
 away, what is left of the spikes of a template shows it: two neurons leave two modes, whatever else its spikes do. They
 may also change in amplitude and in time, which moves them along the template and its derivatives, and change slowly
 while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted.
+
+A weak neuron whose spikes were detected where noise helped has a template that is not its own. Matching finds many more
+of its spikes than were detected, and these make a better template.
 """
 
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
 from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_limits
@@ -33,6 +37,8 @@ MAX_PARTS, N_STARTS = 6, 5
 MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
+MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
+MAX_MISFIT = 6.0  # SD that what is left of a spike may be above the median of its unit
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -50,9 +56,9 @@ class RefinedUnits:
     """Ids of the old units."""
 
 
-def refine_units(sorting, residuals, threshold, seed):
+def refine_units(sorting, residuals, n_spikes, threshold, seed):
     """
-    Split units that hold several neurons and join units that are one.
+    Split units that hold several neurons, join units that are one, and take again those that found many more spikes.
 
     Parameters
     ----------
@@ -60,6 +66,8 @@ def refine_units(sorting, residuals, threshold, seed):
         What matching found.
     residuals : Residuals
         Of its spikes.
+    n_spikes : dict of unit id -> float
+        Number of detected spikes that the template was made of.
     threshold : float
         Dip score from which on there is a gap between two neurons.
     seed : int
@@ -83,11 +91,15 @@ def refine_units(sorting, residuals, threshold, seed):
             lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
+    n_before = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    grown = set(np.flatnonzero(sizes > MIN_GAIN * n_before).tolist()) - changed
+    groups += [(members[index], 0) for index in sorted(grown)]
+    changed |= grown
     peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
-    n_spikes = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
-    return RefinedUnits(peaks, labels + first_id, n_spikes, sorting.unit_ids[sorted(changed)].tolist())
+    n_spikes_of_new = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
+    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
 
 
 def _collect_peaks(groups, sorting, main_channels):
@@ -215,6 +227,33 @@ def remove_running_mean(vectors, n_around):
     start = np.clip(np.arange(n_spikes) - n_around // 2, 0, n_spikes - n_around - 1)
     mean = (sums[start + n_around + 1] - sums[start] - vectors) / n_around
     return (vectors - mean).astype("float32")
+
+
+def find_misfits(sorting, residuals):
+    """
+    Spikes of which much more is left than of others of their unit: matching took several other spikes for them.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    residuals : Residuals
+        Of its spikes.
+
+    Returns
+    -------
+    is_misfit : np.ndarray, bool, shape (n_spikes,)
+        In the order of `sorting.to_spike_vector()`.
+    """
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    is_misfit = np.zeros(len(unit_indices), dtype=bool)
+    for index in range(len(sorting.unit_ids)):
+        members = np.flatnonzero(unit_indices == index)
+        waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
+        left = residuals.read(members, index).reshape(len(members), -1)
+        energies = np.sum(remove_variation(left, waveform) ** 2, axis=1)
+        spread = median_abs_deviation(energies, scale="normal")
+        is_misfit[members] = energies > np.median(energies) + MAX_MISFIT * spread
+    return is_misfit
 
 
 def find_same_units(residuals, members, sizes, threshold):
