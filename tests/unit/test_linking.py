@@ -13,10 +13,12 @@ from spikeinterface_huidurep.linking import (
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
     coincidence,
+    count_pairs,
     find_alike_templates,
     join_fragments,
     link_fragments,
     locate_templates,
+    respect_refractory_period,
 )
 from spikeinterface_huidurep.matching import make_sorting
 
@@ -134,6 +136,58 @@ def test_location_by_hand():
     np.testing.assert_allclose(locate_templates(make_templates(array)), [[0, 20 * 16 / 25], [0, 40]])
 
 
+# --- refractory period ---
+
+
+def slow_count(first_s, second_s, nearest_s, farthest_s):
+    return sum(nearest_s < abs(a - b) <= farthest_s for a in first_s for b in second_s)
+
+
+@settings(max_examples=50, deadline=None)
+@given(n_first=st.integers(0, 40), n_second=st.integers(0, 40), seed=st.integers(0, 1000))
+def test_pairs_are_counted(n_first, n_second, seed):
+    rng = np.random.default_rng(seed)
+    first_s, second_s = np.sort(rng.random(n_first)), np.sort(rng.random(n_second))
+    assert count_pairs(first_s, second_s, 0.01, 0.1) == slow_count(first_s, second_s, 0.01, 0.1)
+
+
+def fire_at_random(seed, n_spikes=5000, duration_s=150.0, refractory_s=2.5e-3):
+    """Times of a neuron with a refractory period, as they come, shape (n_spikes,)."""
+    rng = np.random.default_rng(seed)
+    return np.cumsum(refractory_s + rng.exponential(duration_s / n_spikes - refractory_s, n_spikes))
+
+
+def test_two_parts_of_one_train_respect_its_refractory_period():
+    train = np.random.default_rng(5).permutation(fire_at_random(0))
+    for n_first in (500, 1000, 2500):
+        assert respect_refractory_period(train[:n_first], train[n_first:])
+        assert respect_refractory_period(train[n_first:], train[:n_first])
+
+
+def test_two_trains_do_not():
+    for seed in range(20):
+        assert not respect_refractory_period(fire_at_random(seed), fire_at_random(seed + 100))
+
+
+@pytest.mark.parametrize("share_of_others, wanted", [(0.1, True), (0.5, False)])
+def test_some_spikes_of_others_are_forgiven(share_of_others, wanted):
+    train, other = fire_at_random(0), fire_at_random(1)
+    first, second = train[::2], train[1::2]
+    first[: int(share_of_others * len(first))] = other[::2][: int(share_of_others * len(first))]
+    assert respect_refractory_period(first, second) == wanted
+
+
+def test_few_spikes_show_nothing():
+    train = fire_at_random(0, n_spikes=300)
+    assert not respect_refractory_period(train[::2], train[1::2])
+    assert not respect_refractory_period(train, np.zeros(0))
+
+
+def test_a_spike_that_was_found_twice_breaks_no_refractory_period():
+    train = fire_at_random(0)
+    assert respect_refractory_period(train[::2], np.r_[train[1::2], train[::20] + 0.5e-3])
+
+
 # --- linking ---
 
 
@@ -174,10 +228,24 @@ def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
     assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("other", [(-10, 3, 0), (10, 8, 0), (4, 3, 0)])
+@pytest.mark.parametrize("other", [(-10, 3, 0), (10, 8, 0), (3, 3, 0)])
 def test_neurons_that_are_not_alike_are_two_whenever_they_fire(other):
     sorting = make_trains(fire(200, 0, 0.5), fire(300, 0.5, 1))
     assert link_fragments(sorting, make_units((10, 3, 0), other), [DURATION_S]).tolist() == [0, 1]
+
+
+def test_what_a_template_has_at_its_ends_counts():
+    """Waveforms that are alike at the peak and not well before it."""
+    array = make_units((10, 3, 0), (10, 3, 0)).get_dense_templates().copy()
+    assert len(find_alike_templates(make_templates(array, nbefore=40))) == 1
+    array[1, 18:28, 3] -= 10
+    assert find_alike_templates(make_templates(array, nbefore=40)) == []
+
+
+def test_halves_of_one_train_that_fire_together_are_one_neuron():
+    train = fire_at_random(0, 10_000, DURATION_S)
+    sorting = make_trains(train[::2], train[1::2], fire_at_random(1, 5000, DURATION_S))
+    assert link_fragments(sorting, make_units(*ALIKE), [2 * DURATION_S]).tolist() == [0, 0, 2]
 
 
 def test_a_neuron_that_has_its_other_half_links_to_no_more():

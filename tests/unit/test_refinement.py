@@ -15,6 +15,7 @@ from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MIN_SEPARATION,
     MIN_SHARE,
+    find_misfits,
     find_same_units,
     join_parts,
     refine_units,
@@ -410,13 +411,20 @@ def matched(tmp_path_factory):
     return sorting, extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder, JOB_KWARGS), neurons
 
 
+def refine(sorting, residuals, threshold=THRESHOLD, **made_of):
+    """`refine_units` where templates were made of as many spikes as they found, unless `made_of` is a share of them."""
+    found = sorting.count_num_spikes_per_unit(outputs="dict")
+    n_spikes = {unit_id: count * made_of.get(f"unit_{unit_id}", 1.0) for unit_id, count in found.items()}
+    return refine_units(sorting, residuals, n_spikes, threshold, seed=0)
+
+
 def list_spikes(spikes):
     return list(zip(spikes["segment_index"].tolist(), spikes["sample_index"].tolist(), strict=True))
 
 
 def test_units_are_split_and_joined(matched):
     sorting, residuals, neurons = matched
-    refined = refine_units(sorting, residuals, THRESHOLD, seed=0)
+    refined = refine(sorting, residuals)
     assert refined.replaced == [MIXED, FIRST_HALF, SECOND_HALF]
     assert sorted(set(refined.labels)) == sorted(refined.n_spikes) == [43, 44, 45]
     # at 100, 250, 400, ... in each segment
@@ -436,7 +444,7 @@ def test_units_are_split_and_joined(matched):
 def test_of_many_spikes_some_are_looked_at_and_all_are_counted(matched, monkeypatch):
     monkeypatch.setattr(refinement, "MAX_SPIKES", 100)
     sorting, residuals, _ = matched
-    refined = refine_units(sorting, residuals, THRESHOLD, seed=0)
+    refined = refine(sorting, residuals)
     assert refined.replaced == [MIXED, FIRST_HALF, SECOND_HALF]
     n_looked_at = np.bincount(refined.labels)[43:]
     assert n_looked_at[0] + n_looked_at[1] == 100 and n_looked_at[2] == 200
@@ -448,15 +456,15 @@ def test_of_many_spikes_some_are_looked_at_and_all_are_counted(matched, monkeypa
 
 def test_threshold_zero_joins_no_units_and_a_high_one_splits_none(matched):
     sorting, residuals, _ = matched
-    assert not {FIRST_HALF, SECOND_HALF} & set(refine_units(sorting, residuals, 0.0, seed=0).replaced)
-    assert refine_units(sorting, residuals, 1e6, seed=0).replaced == [FIRST_HALF, SECOND_HALF]
+    assert not {FIRST_HALF, SECOND_HALF} & set(refine(sorting, residuals, 0.0).replaced)
+    assert refine(sorting, residuals, 1e6).replaced == [FIRST_HALF, SECOND_HALF]
 
 
 @pytest.mark.parametrize("n_rare, replaced", [(100, [FIRST_HALF, SECOND_HALF]), (101, [])])
 def test_rare_units_are_not_joined(matched, monkeypatch, n_rare, replaced):
     monkeypatch.setattr(refinement, "MIN_SPIKES", n_rare)  # SECOND_HALF has 100
     sorting, residuals, _ = matched
-    assert refine_units(sorting, residuals, 1e6, seed=0).replaced == replaced
+    assert refine(sorting, residuals, 1e6).replaced == replaced
 
 
 def regroup(matched, units, templates_of):
@@ -471,7 +479,7 @@ def regroup(matched, units, templates_of):
 def test_nothing_to_change(matched):
     """Units CLEAN and FIRST_HALF only."""
     units = np.array([-1, 0, 1, -1])[matched[0].to_spike_vector()["unit_index"]]
-    refined = refine_units(*regroup(matched, units, [1, 2]), THRESHOLD, seed=0)
+    refined = refine(*regroup(matched, units, [1, 2]))
     assert refined.replaced == [] and refined.n_spikes == {}
     assert len(refined.peaks) == len(refined.labels) == 0
 
@@ -480,9 +488,55 @@ def test_a_unit_changes_once(matched):
     """Three units of one neuron: two are joined, the third stays; two units of two neurons each: no half is joined."""
     old_units = matched[0].to_spike_vector()["unit_index"]
     thirds = np.where(old_units == 2, np.arange(len(old_units)) % 3, -1)
-    refined = refine_units(*regroup(matched, thirds, [2, 2, 2]), THRESHOLD, seed=0)
+    refined = refine(*regroup(matched, thirds, [2, 2, 2]))
     assert len(refined.replaced) == 2 and list(refined.n_spikes) == [3]
     mixed = np.where(old_units == 0, np.arange(len(old_units)) % 2, -1)
-    refined = refine_units(*regroup(matched, mixed, [0, 0]), THRESHOLD, seed=0)
+    refined = refine(*regroup(matched, mixed, [0, 0]))
     assert refined.replaced == [0, 1] and list(refined.n_spikes) == [2, 3, 4, 5]
     assert len(set(list_spikes(refined.peaks))) == len(refined.peaks) == 300
+
+
+@pytest.mark.parametrize("share, is_replaced", [(1 / 1.49, False), (1 / 1.51, True)])
+def test_a_unit_that_found_many_more_spikes_gets_a_new_template(matched, share, is_replaced):
+    """Unit CLEAN, unlike the others, neither holds two neurons nor is one with another."""
+    sorting, residuals, neurons = matched
+    refined = refine(sorting, residuals, unit_20=share)
+    assert (CLEAN in refined.replaced) == is_replaced
+    assert sorted(refined.n_spikes) == [43, 44, 45, 46][: 3 + is_replaced]
+    if is_replaced:
+        assert refined.n_spikes[46] == 100
+        wanted = sorting.to_spike_vector()[sorting.to_spike_vector()["unit_index"] == 1]
+        assert list_spikes(refined.peaks[refined.labels == 46]) == list_spikes(wanted)
+
+
+def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):
+    sorting, residuals, _ = matched
+    refined = refine(sorting, residuals, unit_10=0.1, unit_31=0.1, unit_42=0.1)
+    assert refined.replaced == [MIXED, FIRST_HALF, SECOND_HALF] and len(refined.n_spikes) == 3
+
+
+# --- misfits ---
+
+
+def test_spikes_of_which_much_is_left_are_misfits(matched):
+    """Spikes 5 and 9 of unit CLEAN are of another neuron; 7 is larger than others, 11 is one sample late."""
+    sorting, residuals, _ = matched
+    members = np.flatnonzero(sorting.to_spike_vector()["unit_index"] == 1)
+    values = residuals.values.copy()
+    channels = residuals.find_channels(1)
+    waveform = residuals.get_waveform(1, channels)
+    window = residuals.window
+    other = waveform[::-1, window].T
+    for spike, extra in ((5, other), (9, -other)):
+        values[members[spike], :, : len(channels)] += extra
+    values[members[7], :, : len(channels)] += 0.5 * waveform[:, window].T
+    late = waveform[:, window.start - 1 : window.stop - 1] - waveform[:, window]
+    values[members[11], :, : len(channels)] += late.T
+    is_misfit = find_misfits(sorting, replace(residuals, values=values))
+    assert np.flatnonzero(is_misfit[members]).tolist() == [5, 9]
+
+
+def test_what_the_spikes_of_a_unit_have_in_common_is_no_misfit(matched):
+    """A template that fits none of its spikes well fits none badly."""
+    sorting, residuals, _ = matched
+    assert not find_misfits(sorting, replace(residuals, values=residuals.values + 2)).any()
