@@ -87,7 +87,10 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cac
 
 
 def find_sets(sets, seed):
-    """Cases of the folder of sets of a seed, see `find_cases`."""
+    """Cases of the folder of sets of a seed, see `find_cases`; none if there is no folder for this seed."""
+    folder_of_seed = Path(sets.replace(SEED_FIELD, str(seed)))
+    if SEED_FIELD in sets and not folder_of_seed.is_dir():
+        return []
     return [
         Case(
             name=folder.name,
@@ -96,7 +99,7 @@ def find_sets(sets, seed):
             drifts="drift" in folder.name,
             seeded=SEED_FIELD in sets,
         )
-        for folder in sorted(Path(sets.replace(SEED_FIELD, str(seed))).iterdir())
+        for folder in sorted(folder_of_seed.iterdir())
         if (folder / "recording").exists() and (folder / "sorting").exists()
     ]
 

@@ -28,6 +28,7 @@ from pathlib import Path
 import psutil
 import spikeinterface.full as si
 from cases import find_cases, name_pair, prepare_case
+from confidence import measure_confidence
 from limits import run_limited
 from sorters import VARIANTS, get_sorter, match_true_templates
 from spikeinterface.benchmark import SorterStudy
@@ -56,7 +57,7 @@ def sort_and_compare(case, sorter, more_params, n_jobs, case_folder, folder):
     Returns
     -------
     result : dict
-        Plain values: performance by true unit, counts of units, seconds.
+        Plain values: performance by true unit, counts of units, seconds, confidence where the sorter gives any.
     """
     si.set_global_job_kwargs(n_jobs=n_jobs, chunk_duration="1s", progress_bar=False)
     analyzer = si.load_sorting_analyzer(case_folder / "analyzer")
@@ -75,6 +76,8 @@ def sort_and_compare(case, sorter, more_params, n_jobs, case_folder, folder):
         study.run()
     study.compute_results()
     performance = study.get_performance_by_unit().set_index("gt_unit_id").loc[analyzer.unit_ids]
+    benchmark = study.benchmarks[sorter]
+    confidence = measure_confidence(benchmark.sorter_folder, benchmark.result["gt_comparison"])
     return dict(
         params=params,
         seconds=round(float(study.get_run_times().loc[sorter, "run_times"]), 1),
@@ -82,6 +85,7 @@ def sort_and_compare(case, sorter, more_params, n_jobs, case_folder, folder):
         performance={
             name: performance[name].astype(float).round(4).tolist() for name in ("accuracy", "precision", "recall")
         },
+        **(dict(confidence=confidence) if confidence else {}),
     )
 
 

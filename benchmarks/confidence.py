@@ -1,0 +1,106 @@
+"""
+How far the confidence of a sorter can be trusted: that of its spikes and that of its units.
+
+Only sorters that write `spike_posteriors.npy` (probability that each spike belongs to its unit) beside their sorting,
+and set the unit property `quality`, are measured.
+"""
+
+import numpy as np
+import spikeinterface.full as si
+from sklearn.metrics import roc_auc_score
+
+POSTERIORS = "spike_posteriors.npy"
+QUALITY = "quality"
+N_TENTHS = 10
+
+
+def measure_confidence(sorter_folder, comparison):
+    """
+    What the confidences of a sorting said, and what was true.
+
+    Parameters
+    ----------
+    sorter_folder : Path
+        That `run_sorter` wrote.
+    comparison : GroundTruthComparison
+        Of its sorting.
+
+    Returns
+    -------
+    confidence : None | dict
+        None if the sorter gives none. By tenth of the posterior: "n_spikes", their "mean_posterior" and the share
+        "correct", a spike of the true unit that its unit was matched with. By unit: "quality" and whether it "is_true",
+        not a false-positive unit.
+    """
+    path = sorter_folder / "sorter_output" / POSTERIORS
+    if not path.exists():
+        return None
+    sorting = si.read_sorter_folder(sorter_folder)
+    posteriors = np.load(path)
+    correct = find_correct_spikes(sorting, comparison)
+    tenths = np.minimum((posteriors * N_TENTHS).astype(int), N_TENTHS - 1)
+    n_spikes = np.bincount(tenths, minlength=N_TENTHS)
+    means = [np.bincount(tenths, values, N_TENTHS) / np.maximum(n_spikes, 1) for values in (posteriors, correct)]
+    false_units = comparison.get_false_positive_units()
+    return dict(
+        n_spikes=n_spikes.tolist(),
+        mean_posterior=means[0].round(4).tolist(),
+        correct=means[1].round(4).tolist(),
+        quality=np.asarray(sorting.get_property(QUALITY), dtype=float).round(4).tolist(),
+        is_true=[unit_id not in false_units for unit_id in sorting.unit_ids],
+    )
+
+
+def find_correct_spikes(sorting, comparison):
+    """Which spikes are at one of the true unit that their unit was matched with: bool, in the order of the vector."""
+    truth, spikes = comparison.sorting1, sorting.to_spike_vector()
+    tolerance = comparison.delta_frames
+    correct = np.zeros(len(spikes), dtype=bool)
+    for index, unit_id in enumerate(sorting.unit_ids):
+        true_id = comparison.hungarian_match_21[unit_id]
+        if true_id not in truth.unit_ids:  # -1 or "" without a match
+            continue
+        for segment_index in range(sorting.get_num_segments()):
+            rows = np.flatnonzero((spikes["unit_index"] == index) & (spikes["segment_index"] == segment_index))
+            correct[rows] = is_near(
+                spikes["sample_index"][rows], truth.get_unit_spike_train(true_id, segment_index), tolerance
+            )
+    return correct
+
+
+def is_near(samples, others, tolerance):
+    """Whether each sample has one of the others, ascending, within the tolerance."""
+    if len(others) == 0:
+        return np.zeros(len(samples), dtype=bool)
+    after = np.searchsorted(others, samples)
+    nearest = [np.abs(others[np.clip(after + step, 0, len(others) - 1)] - samples) for step in (-1, 0)]
+    return np.minimum(*nearest) <= tolerance
+
+
+def pool_confidences(confidences):
+    """
+    Calibration and quality over several runs.
+
+    Parameters
+    ----------
+    confidences : list of dict
+        Of `measure_confidence`.
+
+    Returns
+    -------
+    miscalibration : float
+        Mean over the tenths of the difference between the mean posterior and the share of correct spikes; tenths
+        without spikes are left out.
+    area : float
+        Under the ROC curve of `quality` for true units; not a number if all are true or all false.
+    """
+    n_spikes, posterior, correct = (
+        np.array([confidence[name] for confidence in confidences]) for name in ("n_spikes", "mean_posterior", "correct")
+    )
+    totals = n_spikes.sum(axis=0)
+    differences = np.sum(n_spikes * (posterior - correct), axis=0)[totals > 0] / totals[totals > 0]
+    is_true, quality = (
+        np.concatenate([confidence[name] for confidence in confidences]) for name in ("is_true", "quality")
+    )
+    area = roc_auc_score(is_true, quality) if 0 < np.sum(is_true) < len(is_true) else np.nan
+    return float(np.mean(np.abs(differences))), float(area)
