@@ -7,7 +7,6 @@ and set the unit property `quality`, are measured.
 
 import numpy as np
 import spikeinterface.full as si
-from sklearn.metrics import roc_auc_score
 
 POSTERIORS = "spike_posteriors.npy"
 QUALITY = "quality"
@@ -75,32 +74,3 @@ def is_near(samples, others, tolerance):
     after = np.searchsorted(others, samples)
     nearest = [np.abs(others[np.clip(after + step, 0, len(others) - 1)] - samples) for step in (-1, 0)]
     return np.minimum(*nearest) <= tolerance
-
-
-def pool_confidences(confidences):
-    """
-    Calibration and quality over several runs.
-
-    Parameters
-    ----------
-    confidences : list of dict
-        Of `measure_confidence`.
-
-    Returns
-    -------
-    miscalibration : float
-        Mean over the tenths of the difference between the mean posterior and the share of correct spikes; tenths
-        without spikes are left out.
-    area : float
-        Under the ROC curve of `quality` for true units; not a number if all are true or all false.
-    """
-    n_spikes, posterior, correct = (
-        np.array([confidence[name] for confidence in confidences]) for name in ("n_spikes", "mean_posterior", "correct")
-    )
-    totals = n_spikes.sum(axis=0)
-    differences = np.sum(n_spikes * (posterior - correct), axis=0)[totals > 0] / totals[totals > 0]
-    is_true, quality = (
-        np.concatenate([confidence[name] for confidence in confidences]) for name in ("is_true", "quality")
-    )
-    area = roc_auc_score(is_true, quality) if 0 < np.sum(is_true) < len(is_true) else np.nan
-    return float(np.mean(np.abs(differences))), float(area)

@@ -27,9 +27,11 @@ from summary import (
 )
 from tables import (
     describe_comparison,
+    describe_confidence,
     format_comparison,
     make_accuracy_table,
     make_case_table,
+    make_confidence_table,
     make_cost_table,
     make_false_unit_table,
     make_short_table,
@@ -60,6 +62,11 @@ COSTS = (
     "its children, which also loads the recording and compares with the truth. The table shows medians over cases; in "
     "the figure a grey point is a case and a red line the median."
 )
+CONFIDENCE = (
+    "Of huidurep. Miscalibration: difference between the probability of spikes and the share that is at a true spike "
+    "of the true unit that their unit was matched with, mean over the tenths of the probability. Area of quality: under "
+    "the ROC curve of the unit property `quality`, for units that are not false-positive."
+)
 FALSE_UNITS = (
     "Units found that are not one true unit each, as SpikeInterface counts them: huidurep / best peer, means over the "
     "seeds both have."
@@ -86,6 +93,7 @@ def make_readme_text(results, timed_results, short_results, not_run):
     if len(comparison):
         false_units = make_false_unit_table(make_run_table(results), comparison)
         parts += [FALSE_UNITS, to_markdown(false_units, "recording")]
+    parts += describe_confidence(results)
     if timed_results:
         parts.append(to_markdown(make_cost_table(make_run_table(timed_results)), "sorter"))
     if short_results:
@@ -146,6 +154,7 @@ def make_accuracy_sections(results, not_run):
             (FALSE_UNITS,),
             make_false_unit_table(make_run_table(results), comparison),
         ),
+        Section("Confidence", (CONFIDENCE, *describe_confidence(results)), make_confidence_table(results)),
         Section("Variants", ("The table of accuracies, where variants were run.", *variant_notes), variants),
     ]
     return [section for section in sections if len(section.table)]

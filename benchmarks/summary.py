@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from scipy.stats import wilcoxon
+from sklearn.metrics import roc_auc_score
 
 RESULTS = Path(__file__).parent / "results"
 LIMIT = "limit"
@@ -239,3 +240,32 @@ def compute_p_value(differences):
     """p-value of Wilcoxon's signed-rank test, two-sided; nan if all differences are 0."""
     differences = np.asarray(differences, dtype=float)
     return float(wilcoxon(differences).pvalue) if np.any(differences != 0) else np.nan
+
+
+def pool_confidences(confidences):
+    """
+    Calibration and quality over several runs.
+
+    Parameters
+    ----------
+    confidences : list of dict
+        Of `confidence.measure_confidence`.
+
+    Returns
+    -------
+    miscalibration : float
+        Mean over the tenths of the difference between the mean posterior and the share of correct spikes; tenths
+        without spikes are left out.
+    area : float
+        Under the ROC curve of `quality` for true units; not a number if all are true or all false.
+    """
+    n_spikes, posterior, correct = (
+        np.array([confidence[name] for confidence in confidences]) for name in ("n_spikes", "mean_posterior", "correct")
+    )
+    totals = n_spikes.sum(axis=0)
+    differences = np.sum(n_spikes * (posterior - correct), axis=0)[totals > 0] / totals[totals > 0]
+    is_true, quality = (
+        np.concatenate([confidence[name] for confidence in confidences]) for name in ("is_true", "quality")
+    )
+    area = roc_auc_score(is_true, quality) if 0 < np.sum(is_true) < len(is_true) else np.nan
+    return float(np.mean(np.abs(differences))), float(area)

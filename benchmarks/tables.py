@@ -18,6 +18,7 @@ from summary import (
     make_score_table,
     order_cases,
     order_sorters,
+    pool_confidences,
     shorten_error,
 )
 
@@ -183,6 +184,41 @@ def format_comparison(comparison):
     formats = dict(ours="{:.3f}", peer="{:.3f}", p_value="{:.2g}")
     table = comparison.assign(**{name: comparison[name].map(text.format) for name, text in formats.items()})
     return table.rename(columns=lambda name: name.replace("_", " "))
+
+
+def make_confidence_table(results):
+    """How far the confidence of huidurep can be trusted: one row a case, over its seeds, and one over all."""
+    measured = [result for result in results if result["sorter"] == OURS and "confidence" in result]
+    rows = {}
+    for case in [*order_cases({result["case"] for result in measured}), None]:
+        confidences = [result["confidence"] for result in measured if case in (result["case"], None)]
+        if not confidences:
+            continue
+        miscalibration, area = pool_confidences(confidences)
+        is_true = np.concatenate([confidence["is_true"] for confidence in confidences])
+        rows[case or "all"] = {
+            "spikes": sum(sum(confidence["n_spikes"]) for confidence in confidences),
+            "miscalibration": f"{miscalibration:.3f}",
+            "units": len(is_true),
+            "false-positive": np.sum(~is_true),
+            "area of quality": "" if np.isnan(area) else f"{area:.3f}",
+        }
+    return pd.DataFrame.from_dict(rows, orient="index")
+
+
+def describe_confidence(results):
+    """The last row of `make_confidence_table` in a sentence; a list without it if nothing was measured."""
+    table = make_confidence_table(results)
+    if table.empty:
+        return []
+    values = table.loc["all"]
+    sentence = (
+        f"Confidence, over all {values['units']} units and {values['spikes']} spikes found: among spikes with a "
+        f"probability in each tenth, the share at a true spike of their unit differs from it by "
+        f"{values['miscalibration']} in the mean; the property `quality` tells the {values['false-positive']} "
+        f"false-positive units from the others with an area under the curve of {values['area of quality'] or 'none'}."
+    )
+    return [sentence]
 
 
 def make_cost_table(runs):
