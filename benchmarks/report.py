@@ -64,8 +64,8 @@ COSTS = (
 )
 CONFIDENCE = (
     "Of huidurep. Miscalibration: difference between the probability of spikes and the share that is at a true spike "
-    "of the true unit that their unit was matched with, mean over the tenths of the probability. Area of quality: under "
-    "the ROC curve of the unit property `quality`, for units that are not false-positive."
+    "of the true unit that their unit was matched with, mean over the tenths of the probability. Area of quality: "
+    "under the ROC curve of the unit property `quality`, for units that are not false-positive."
 )
 FALSE_UNITS = (
     "Units found that are not one true unit each, as SpikeInterface counts them: huidurep / best peer, means over the "
