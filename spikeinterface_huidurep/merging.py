@@ -49,7 +49,7 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
     peaks : np.ndarray, structured, shape (n_peaks,)
         A copy whose sample indices are aligned within the merged clusters.
     """
-    clusters = _Clusters(waveforms, peaks["channel_index"], labels, neighborhoods, locations_um, seed)
+    clusters = _Clusters(waveforms, peaks["channel_index"], labels, neighborhoods, locations_um, threshold, seed)
     scores = {}
     for label in sorted(clusters.members):
         clusters.score_neighbors(label, scores)
@@ -71,9 +71,9 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
 class _Clusters:
     """Clusters with a sample of waveforms and their mean, on the neighbourhood of their most frequent channel."""
 
-    def __init__(self, waveforms, channels, labels, neighborhoods, locations_um, seed):
+    def __init__(self, waveforms, channels, labels, neighborhoods, locations_um, threshold, seed):
         self.waveforms, self.channels, self.labels = waveforms, channels, labels.copy()
-        self.neighborhoods, self.locations_um = neighborhoods, locations_um
+        self.neighborhoods, self.locations_um, self.threshold = neighborhoods, locations_um, threshold
         self.rng = np.random.default_rng(seed)
         self.lags = np.zeros(len(labels), dtype="int64")
         self.members, self.centers, self.samples, self.means = {}, {}, {}, {}
@@ -131,8 +131,10 @@ class _Clusters:
         if separation(*along) > MAX_SEPARATION:
             return np.inf, lag
         sizes = len(self.members[first]), len(self.members[second])
-        discriminant = project_on_difference(*equalize_variation(*vectors))
-        return max(dip_score(*along, sizes), dip_score(*discriminant, sizes)), lag
+        score = dip_score(*along, sizes)
+        if score >= self.threshold:
+            return score, lag
+        return max(score, dip_score(*project_on_difference(*equalize_variation(*vectors)), sizes)), lag
 
     def _shared_rows(self, first, second):
         """Where the channels that two clusters share stand in the neighbourhood of each."""
