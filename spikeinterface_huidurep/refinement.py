@@ -11,6 +11,7 @@ of its spikes than were detected, and these make a better template.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.stats import median_abs_deviation
@@ -249,11 +250,15 @@ def find_misfits(sorting, residuals):
     for index in range(len(sorting.unit_ids)):
         members = np.flatnonzero(unit_indices == index)
         waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
-        left = residuals.read(members, index).reshape(len(members), -1)
-        energies = np.sum(remove_variation(left, waveform) ** 2, axis=1)
+        energies = residuals.apply(partial(measure_misfit, waveform=waveform), members, index)
         spread = median_abs_deviation(energies, scale="normal")
         is_misfit[members] = energies > np.median(energies) + MAX_MISFIT * spread
     return is_misfit
+
+
+def measure_misfit(residuals, waveform):
+    """Energy of each residual (n_spikes, n_channels, n_samples) without changes of amplitude and time."""
+    return np.sum(remove_variation(residuals.reshape(len(residuals), -1), waveform) ** 2, axis=1)
 
 
 def find_same_units(residuals, members, sizes, threshold):

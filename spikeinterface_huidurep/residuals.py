@@ -12,6 +12,7 @@ from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
+BLOCK_SIZE = 10_000  # spikes read at a time
 
 
 @dataclass
@@ -36,6 +37,24 @@ class Residuals:
         """Residuals of spikes of one unit, float32 (n, n_channels, n_samples)."""
         n_channels = len(self.find_channels(unit_index))
         return self.values[spike_indices][:, :, :n_channels].transpose(0, 2, 1)
+
+    def apply(self, function, spike_indices, unit_index):
+        """
+        Function of the residuals of spikes of one unit, one block of spikes after the other to spare memory.
+
+        Parameters
+        ----------
+        function : Callable
+            Takes what `read` returns, shape (n, n_channels, n_samples), and returns an array of n rows.
+        spike_indices : np.ndarray, int64, shape (n_spikes,)
+        unit_index : int
+
+        Returns
+        -------
+        values : np.ndarray, shape (n_spikes, ...)
+        """
+        blocks = np.split(spike_indices, range(BLOCK_SIZE, len(spike_indices), BLOCK_SIZE))
+        return np.concatenate([function(self.read(block, unit_index)) for block in blocks])
 
     def get_waveform(self, unit_index, channels):
         """Template of a unit on some channels, float32 (n_channels, n_samples_of_template)."""

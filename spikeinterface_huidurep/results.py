@@ -1,6 +1,7 @@
 """Confidence of spikes, properties of units, and the files written beside the sorting."""
 
 import json
+from functools import partial
 
 import numpy as np
 from scipy.stats import median_abs_deviation
@@ -51,28 +52,34 @@ def compute_posteriors(sorting, residuals, neurons):
             residuals.get_waveform(index, residuals.find_channels(unit_index)) for index in (unit_index, *competitors)
         )
         differences = np.stack([shift_waveforms(other, find_lag(own, other)[0]) - own for other in others])
-        left = residuals.read(members, unit_index)
-        posteriors[members] = posterior_of_residuals(left, differences[:, :, residuals.window])
+        differences = differences[:, :, residuals.window]
+        products = residuals.apply(partial(multiply, differences=differences), members, unit_index)
+        posteriors[members] = posterior_of_products(products, np.sum(differences**2, axis=(1, 2)))
     return posteriors
 
 
-def posterior_of_residuals(residuals, differences):
+def multiply(residuals, differences):
+    """Products of residuals (n_spikes, n_channels, n_samples) and differences, shape (n_spikes, n_others)."""
+    return np.tensordot(residuals, differences, axes=([1, 2], [1, 2]))
+
+
+def posterior_of_products(products, energies):
     """
     Probability that spikes have the template that was taken away from them, and not another one.
 
     Parameters
     ----------
-    residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
-        In the order of time.
-    differences : np.ndarray, float32, shape (n_others, n_channels, n_samples)
-        The other templates minus that one.
+    products : np.ndarray, float, shape (n_spikes, n_others)
+        Of what is left of the spikes, in the order of time, and the differences between each other template and theirs.
+    energies : np.ndarray, float, shape (n_others,)
+        Of these differences.
 
     Returns
     -------
     posteriors : np.ndarray, float32, shape (n_spikes,)
     """
-    norms = np.sqrt(np.sum(differences**2, axis=(1, 2))) + 1e-6
-    along = np.tensordot(residuals, differences, axes=([1, 2], [1, 2])) / norms  # (n_spikes, n_others)
+    norms = np.sqrt(energies) + 1e-6
+    along = products / norms
     if len(along) > N_AROUND:
         along = remove_running_mean(along, N_AROUND)
     spread = median_abs_deviation(along, axis=0, scale="normal")

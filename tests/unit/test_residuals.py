@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording
 
+from spikeinterface_huidurep import residuals as residuals_module
 from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, pad_templates
 from spikeinterface_huidurep.waveforms import Neighborhoods
@@ -128,3 +129,19 @@ def test_main_channel_follows_the_sign(peak_sign, wanted):
     array = np.zeros((1, 60, 2))
     array[0, 20] = [-5.0, 9.0]
     assert find_main_channels(make_templates(array), peak_sign).tolist() == [wanted]
+
+
+@pytest.mark.parametrize("block_size", [1, 7, 20, 1000])
+def test_blocks_of_spikes_give_what_all_at_once_do(tmp_path, monkeypatch, block_size):
+    monkeypatch.setattr(residuals_module, "BLOCK_SIZE", block_size)
+    _, sorting, _ = case = make_case()
+    residuals = extract(*case, tmp_path)
+    members = np.flatnonzero(sorting.to_spike_vector()["unit_index"] == 1)[:20]
+    sizes = []
+
+    def measure(left):
+        sizes.append(len(left))
+        return left.sum(axis=2)
+
+    np.testing.assert_array_equal(residuals.apply(measure, members, 1), residuals.read(members, 1).sum(axis=2))
+    assert sum(sizes) == len(members) and max(sizes) <= block_size

@@ -19,7 +19,8 @@ from spikeinterface_huidurep.results import (
     compute_posteriors,
     describe_units,
     join_groups,
-    posterior_of_residuals,
+    multiply,
+    posterior_of_products,
     save_clustering,
     save_results,
 )
@@ -55,6 +56,10 @@ def make_templates(array, nbefore=20, pitch_um=20.0, unit_ids=None):
 
 
 # --- posteriors ---
+
+
+def posterior_of_residuals(residuals, differences):
+    return posterior_of_products(multiply(residuals, differences), np.sum(differences**2, axis=(1, 2)))
 
 
 def slow_posteriors(residuals, differences):
