@@ -39,7 +39,7 @@ MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not res
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
-MAX_MISFIT = 6.0  # SD that what is left of a spike may be above the median of its unit
+MAX_MISFIT = 8.0  # SD that what is left of a spike may be above the median of its unit
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
