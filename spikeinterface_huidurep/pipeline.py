@@ -162,11 +162,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     peaks, labels, n_spikes = clusters.peaks, clusters.labels, clusters.count_spikes()
     residuals = None
     for look in range(1 + MAX_REFINEMENTS):
-        templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
-        sorting = match_templates(traces, templates, params, job_kwargs)
-        sorting = keep_confirmed_units(sorting, templates, n_spikes)
-        clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(templates.unit_ids)} templates")
-        templates = templates.select_units(sorting.unit_ids)
+        sorting, templates = match_units(traces, templates, n_spikes, params, job_kwargs)
+        clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
         if len(sorting.unit_ids) == 0:
             break
         spikes_folder = folder / "waveforms" / f"spikes_{look}"
@@ -179,9 +176,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
         if not refined.replaced:
             break
-        kept = np.isin(labels, np.setdiff1d(sorting.unit_ids, refined.replaced))
-        peaks = np.concatenate([peaks[kept][list(refined.peaks.dtype.names)], refined.peaks])
-        labels = np.r_[labels[kept], refined.labels]
+        peaks, labels = refined.take_place(peaks, labels, sorting.unit_ids)
         n_spikes |= refined.n_spikes
         move_inside(peaks, traces)
         new_templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
@@ -190,6 +185,22 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         templates = new_templates
         shutil.rmtree(spikes_folder, ignore_errors=True)
     return sorting, templates, residuals
+
+
+def match_units(traces, templates, n_spikes, params, job_kwargs):
+    """
+    The units of which matching finds spikes, and that these confirm.
+
+    Returns
+    -------
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+        Of its units.
+    """
+    templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
+    sorting = match_templates(traces, templates, params, job_kwargs)
+    sorting = keep_confirmed_units(sorting, templates, n_spikes)
+    return sorting, templates.select_units(sorting.unit_ids)
 
 
 def leave_out(is_out, sorting, posteriors):

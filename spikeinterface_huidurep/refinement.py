@@ -56,6 +56,26 @@ class RefinedUnits:
     replaced: list
     """Ids of the old units."""
 
+    def take_place(self, peaks, labels, unit_ids):
+        """
+        Spikes of the units `unit_ids`, with those of the units replaced exchanged for those of the new ones.
+
+        Parameters
+        ----------
+        peaks : np.ndarray, structured, shape (n_peaks,)
+        labels : np.ndarray, int64, shape (n_peaks,)
+        unit_ids : np.ndarray, int64
+            Peaks of other units are left out.
+
+        Returns
+        -------
+        peaks : np.ndarray, structured, shape (n_new_peaks,)
+        labels : np.ndarray, int64, shape (n_new_peaks,)
+        """
+        kept = np.isin(labels, np.setdiff1d(unit_ids, self.replaced))
+        kept_peaks = peaks[kept][list(self.peaks.dtype.names)]
+        return np.concatenate([kept_peaks, self.peaks]), np.r_[labels[kept], self.labels]
+
 
 def refine_units(sorting, residuals, n_spikes, threshold, seed):
     """
