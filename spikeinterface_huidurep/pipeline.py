@@ -26,7 +26,7 @@ from spikeinterface_huidurep.matching import (
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
-from spikeinterface_huidurep.refinement import find_misfits, refine_units
+from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     compute_posteriors,
@@ -137,7 +137,6 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
     neurons = link_fragments(sorting, templates, segment_durations(traces))
     if matching:
         posteriors = compute_posteriors(sorting, residuals, neurons)
-        sorting, posteriors = leave_out(find_misfits(sorting, residuals), sorting, posteriors)
     sorting, posteriors = join_fragments(sorting, posteriors, neurons)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
@@ -201,12 +200,6 @@ def match_units(traces, templates, n_spikes, params, job_kwargs):
     sorting = match_templates(traces, templates, params, job_kwargs)
     sorting = keep_confirmed_units(sorting, templates, n_spikes)
     return sorting, templates.select_units(sorting.unit_ids)
-
-
-def leave_out(is_out, sorting, posteriors):
-    """The sorting and the posteriors of its spikes, both without those where `is_out`, shape (n_spikes,)."""
-    spikes = sorting.to_spike_vector()[~is_out]
-    return NumpySorting(spikes, sorting.sampling_frequency, sorting.unit_ids), posteriors[~is_out]
 
 
 def segment_durations(traces):

@@ -11,10 +11,8 @@ of its spikes than were detected, and these make a better template.
 """
 
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from scipy.stats import median_abs_deviation
 from sklearn.decomposition import PCA
 from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_limits
@@ -39,7 +37,6 @@ MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not res
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
-MAX_MISFIT = 8.0  # SD that what is left of a spike may be above the median of its unit
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -248,37 +245,6 @@ def remove_running_mean(vectors, n_around):
     start = np.clip(np.arange(n_spikes) - n_around // 2, 0, n_spikes - n_around - 1)
     mean = (sums[start + n_around + 1] - sums[start] - vectors) / n_around
     return (vectors - mean).astype("float32")
-
-
-def find_misfits(sorting, residuals):
-    """
-    Spikes of which much more is left than of others of their unit: matching took several other spikes for them.
-
-    Parameters
-    ----------
-    sorting : NumpySorting
-    residuals : Residuals
-        Of its spikes.
-
-    Returns
-    -------
-    is_misfit : np.ndarray, bool, shape (n_spikes,)
-        In the order of `sorting.to_spike_vector()`.
-    """
-    unit_indices = sorting.to_spike_vector()["unit_index"]
-    is_misfit = np.zeros(len(unit_indices), dtype=bool)
-    for index in range(len(sorting.unit_ids)):
-        members = np.flatnonzero(unit_indices == index)
-        waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
-        energies = residuals.apply(partial(measure_misfit, waveform=waveform), members, index)
-        spread = median_abs_deviation(energies, scale="normal")
-        is_misfit[members] = energies > np.median(energies) + MAX_MISFIT * spread
-    return is_misfit
-
-
-def measure_misfit(residuals, waveform):
-    """Energy of each residual (n_spikes, n_channels, n_samples) without changes of amplitude and time."""
-    return np.sum(remove_variation(residuals.reshape(len(residuals), -1), waveform) ** 2, axis=1)
 
 
 def find_same_units(residuals, members, sizes, threshold):

@@ -15,7 +15,6 @@ from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MIN_SEPARATION,
     MIN_SHARE,
-    find_misfits,
     find_same_units,
     join_parts,
     refine_units,
@@ -513,30 +512,3 @@ def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):
     sorting, residuals, _ = matched
     refined = refine(sorting, residuals, unit_10=0.1, unit_31=0.1, unit_42=0.1)
     assert refined.replaced == [MIXED, FIRST_HALF, SECOND_HALF] and len(refined.n_spikes) == 3
-
-
-# --- misfits ---
-
-
-def test_spikes_of_which_much_is_left_are_misfits(matched):
-    """Spikes 5 and 9 of unit CLEAN are of another neuron; 7 is larger than others, 11 is one sample late."""
-    sorting, residuals, _ = matched
-    members = np.flatnonzero(sorting.to_spike_vector()["unit_index"] == 1)
-    values = residuals.values.copy()
-    channels = residuals.find_channels(1)
-    waveform = residuals.get_waveform(1, channels)
-    window = residuals.window
-    other = waveform[::-1, window].T
-    for spike, extra in ((5, other), (9, -other)):
-        values[members[spike], :, : len(channels)] += extra
-    values[members[7], :, : len(channels)] += 0.5 * waveform[:, window].T
-    late = waveform[:, window.start - 1 : window.stop - 1] - waveform[:, window]
-    values[members[11], :, : len(channels)] += late.T
-    is_misfit = find_misfits(sorting, replace(residuals, values=values))
-    assert np.flatnonzero(is_misfit[members]).tolist() == [5, 9]
-
-
-def test_what_the_spikes_of_a_unit_have_in_common_is_no_misfit(matched):
-    """A template that fits none of its spikes well fits none badly."""
-    sorting, residuals, _ = matched
-    assert not find_misfits(sorting, replace(residuals, values=residuals.values + 2)).any()
