@@ -21,7 +21,6 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES, fit_mixture
 from spikeinterface_huidurep.merging import (
     MAX_DISTANCE_UM,
     MAX_TESTED_SPIKES,
-    MIN_SHARED_ENERGY,
     dip_score,
     find_lag,
     project_on_difference,
@@ -36,6 +35,7 @@ MAX_PARTS, N_STARTS = 6, 5
 MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
+MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
@@ -281,10 +281,11 @@ def find_same_units(residuals, members, sizes, threshold):
 def _score_units(residuals, units, members, sizes):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
     channels, *rows = np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
-    waveforms = [residuals.get_waveform(unit, channels) for unit in units]
-    energies = [np.sum(waveform**2) for waveform in waveforms]
-    shares = [energy / np.sum(residuals.waveforms[unit] ** 2) for energy, unit in zip(energies, units, strict=True)]
-    lag, difference = find_lag(*waveforms)
+    whole = [residuals.waveforms[unit].T for unit in units]
+    energies = [np.sum(waveform**2) for waveform in whole]
+    lag, difference = find_lag(*whole)
+    waveforms = [waveform[channels] for waveform in whole]
+    shares = [np.sum(waveform**2) / energy for waveform, energy in zip(waveforms, energies, strict=True)]
     if min(shares) < MIN_SHARED_ENERGY or difference > MAX_DIFFERENCE * max(energies):
         return np.inf, 0
     vectors = []

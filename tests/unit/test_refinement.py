@@ -349,11 +349,21 @@ def test_only_the_channels_of_both_units_are_compared():
     assert find_same(residuals, members) == [(0, 1, 0)]
 
 
-def test_units_that_share_little_of_their_energy_are_not_compared():
-    """Channels 0, 1, 2 and 2, 3, 4; the units are alike on channel 2."""
-    shapes = [np.array([size]).T * long_pulse() for size in ([5.0, 10, 5, 0, 0], [0.0, 0, 5, 10, 5])]
-    residuals, members = make_residuals(shapes, [1, 3], radius_um=20.0)
+@pytest.mark.parametrize("size, n_pairs", [(9.0, 0), (11.0, 1)])
+def test_units_that_share_little_of_their_energy_are_not_compared(size, n_pairs):
+    """Channels 0, 1, 2 and 2, 3, 4 of one neuron: channel 2 has 0.17 or 0.23 of its energy."""
+    shape = np.array([[10.0], [10.0], [size], [10.0], [10.0]]) * long_pulse()
+    residuals, members = make_residuals([shape, shape], [1, 3], radius_um=20.0)
+    assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
+
+
+def test_units_that_are_unlike_beyond_the_channels_compared_are_two():
+    """Channels 0, 1, 2 are alike, channel 4 is not."""
+    shapes = [np.array([[10.0], [10.0], [10.0], [0.0], [last]]) * long_pulse() for last in (0.0, 7.0)]
+    residuals, members = make_residuals(shapes, [1, 1], radius_um=20.0)
     assert find_same(residuals, members, threshold=1e6) == []
+    residuals, members = make_residuals(shapes[:1] * 2, [1, 1], radius_um=20.0)
+    assert len(find_same(residuals, members, threshold=1e6)) == 1
 
 
 def test_the_most_alike_come_first():
