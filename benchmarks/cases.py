@@ -5,6 +5,7 @@ Recordings with known spikes: each case gives a recording, its true sorting and 
 """
 
 import json
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
@@ -87,9 +88,10 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cac
 
 
 def find_sets(sets, seed):
-    """Cases of the folder of sets of a seed, see `find_cases`; none if there is no folder for this seed."""
+    """Cases of the folder of sets of a seed, see `find_cases`; none, with a warning, without a folder for this seed."""
     folder_of_seed = Path(sets.replace(SEED_FIELD, str(seed)))
     if SEED_FIELD in sets and not folder_of_seed.is_dir():
+        warnings.warn(f"no sets of seed {seed}: there is no folder {folder_of_seed}", stacklevel=2)
         return []
     return [
         Case(

@@ -8,6 +8,8 @@ and set the unit property `quality`, are measured.
 import numpy as np
 import spikeinterface.full as si
 
+from spikeinterface_huidurep.matching import find_coincidences
+
 POSTERIORS = "spike_posteriors.npy"
 QUALITY = "quality"
 N_TENTHS = 10
@@ -61,16 +63,6 @@ def find_correct_spikes(sorting, comparison):
             continue
         for segment_index in range(sorting.get_num_segments()):
             rows = np.flatnonzero((spikes["unit_index"] == index) & (spikes["segment_index"] == segment_index))
-            correct[rows] = is_near(
-                spikes["sample_index"][rows], truth.get_unit_spike_train(true_id, segment_index), tolerance
-            )
+            true_samples = truth.get_unit_spike_train(true_id, segment_index)
+            correct[rows] = find_coincidences(spikes["sample_index"][rows], true_samples, tolerance)
     return correct
-
-
-def is_near(samples, others, tolerance):
-    """Whether each sample has one of the others, ascending, within the tolerance."""
-    if len(others) == 0:
-        return np.zeros(len(samples), dtype=bool)
-    after = np.searchsorted(others, samples)
-    nearest = [np.abs(others[np.clip(after + step, 0, len(others) - 1)] - samples) for step in (-1, 0)]
-    return np.minimum(*nearest) <= tolerance

@@ -93,7 +93,7 @@ def make_readme_text(results, timed_results, short_results, not_run):
     if len(comparison):
         false_units = make_false_unit_table(make_run_table(results), comparison)
         parts += [FALSE_UNITS, to_markdown(false_units, "recording")]
-    parts += describe_confidence(results)
+    parts += describe_confidence(make_confidence_table(results))
     if timed_results:
         parts.append(to_markdown(make_cost_table(make_run_table(timed_results)), "sorter"))
     if short_results:
@@ -145,6 +145,7 @@ def make_accuracy_sections(results, not_run):
     table, notes = make_accuracy_table(choose_main_results(results), not_run)
     variants, variant_notes = make_variant_table(results)
     sentences, comparison = describe_comparison(make_unit_table(results))
+    confidence = make_confidence_table(results)
     sections = [
         Section("Cases", table=make_case_table(results)),
         Section("Accuracy", (ACCURACY, *notes), table),
@@ -154,7 +155,7 @@ def make_accuracy_sections(results, not_run):
             (FALSE_UNITS,),
             make_false_unit_table(make_run_table(results), comparison),
         ),
-        Section("Confidence", (CONFIDENCE, *describe_confidence(results)), make_confidence_table(results)),
+        Section("Confidence", (CONFIDENCE, *describe_confidence(confidence)), confidence),
         Section("Variants", ("The table of accuracies, where variants were run.", *variant_notes), variants),
     ]
     return [section for section in sections if len(section.table)]

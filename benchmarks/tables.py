@@ -189,26 +189,30 @@ def format_comparison(comparison):
 def make_confidence_table(results):
     """How far the confidence of huidurep can be trusted: one row a case, over its seeds, and one over all."""
     measured = [result for result in results if result["sorter"] == OURS and "confidence" in result]
-    rows = {}
-    for case in [*order_cases({result["case"] for result in measured}), None]:
-        confidences = [result["confidence"] for result in measured if case in (result["case"], None)]
-        if not confidences:
-            continue
-        miscalibration, area = pool_confidences(confidences)
-        is_true = np.concatenate([confidence["is_true"] for confidence in confidences])
-        rows[case or "all"] = {
-            "spikes": sum(sum(confidence["n_spikes"]) for confidence in confidences),
-            "miscalibration": f"{miscalibration:.3f}",
-            "units": len(is_true),
-            "false-positive": np.sum(~is_true),
-            "area of quality": "" if np.isnan(area) else f"{area:.3f}",
-        }
-    return pd.DataFrame.from_dict(rows, orient="index")
+    groups = {
+        case: [result["confidence"] for result in measured if result["case"] == case]
+        for case in order_cases({result["case"] for result in measured})
+    }
+    if measured:
+        groups["all"] = [result["confidence"] for result in measured]
+    return pd.DataFrame.from_dict({name: _describe_pool(group) for name, group in groups.items()}, orient="index")
 
 
-def describe_confidence(results):
+def _describe_pool(confidences):
+    """A row of `make_confidence_table`."""
+    miscalibration, area = pool_confidences(confidences)
+    is_true = np.concatenate([confidence["is_true"] for confidence in confidences])
+    return {
+        "spikes": sum(sum(confidence["n_spikes"]) for confidence in confidences),
+        "miscalibration": f"{miscalibration:.3f}",
+        "units": len(is_true),
+        "false-positive": np.sum(~is_true),
+        "area of quality": "" if np.isnan(area) else f"{area:.3f}",
+    }
+
+
+def describe_confidence(table):
     """The last row of `make_confidence_table` in a sentence; a list without it if nothing was measured."""
-    table = make_confidence_table(results)
     if table.empty:
         return []
     values = table.loc["all"]

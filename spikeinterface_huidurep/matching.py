@@ -177,18 +177,32 @@ def find_independent_units(sorting, norms):
     trains = {id_: times[spikes["unit_index"] == index] for index, id_ in enumerate(sorting.unit_ids.tolist())}
     independent = []
     for unit_id in sorted(trains, key=norms.get, reverse=True):
-        shares = [count_coincidences(trains[unit_id], trains[other], tolerance) for other in independent]
+        shares = [find_coincidences(trains[unit_id], trains[other], tolerance).sum() for other in independent]
         if max(shares, default=0) <= MAX_COINCIDENCE * len(trains[unit_id]):
             independent.append(unit_id)
     return sorted(independent)
 
 
-def count_coincidences(samples, others, tolerance):
-    """Number of samples with another within the tolerance; both int and ascending, `others` not empty."""
+def find_coincidences(samples, others, tolerance):
+    """
+    Which samples have another within the tolerance.
+
+    Parameters
+    ----------
+    samples, others : np.ndarray, int64, shape (n_samples,), (n_others,)
+        `others` ascending.
+    tolerance : int
+
+    Returns
+    -------
+    is_coincident : np.ndarray, bool, shape (n_samples,)
+    """
+    if len(others) == 0:
+        return np.zeros(len(samples), dtype=bool)
     after = np.searchsorted(others, samples)
     distance_after = np.abs(others[np.minimum(after, len(others) - 1)] - samples)
     distance_before = np.abs(samples - others[np.maximum(after - 1, 0)])
-    return int(np.sum(np.minimum(distance_after, distance_before) <= tolerance))
+    return np.minimum(distance_after, distance_before) <= tolerance
 
 
 def measure_norms(templates, n_spikes):

@@ -109,8 +109,8 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
-    n_before = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
-    grown = set(np.flatnonzero(sizes > MIN_GAIN * n_before).tolist()) - changed
+    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    grown = set(np.flatnonzero(sizes > MIN_GAIN * made_of).tolist()) - changed
     groups += [(members[index], 0) for index in sorted(grown)]
     changed |= grown
     peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)

@@ -99,6 +99,17 @@ def test_seeds_choose_the_recordings(benchmarks, tmp_path):
     assert [(case.name, seed) for case, _, seed in runs] == [("native_drift", 0), ("native_drift", 7), ("b_drift", 7)]
 
 
+def test_a_seed_without_a_folder_of_sets_has_none_and_says_so(benchmarks, tmp_path):
+    from cases import find_cases
+
+    make_sets(tmp_path / "seed7", "a_static")
+    with pytest.warns(UserWarning, match="no sets of seed 3.*seed3"):
+        cases = find_cases(sets=tmp_path / "seed{seed}", seed=3)
+    assert "a_static" not in cases and "native_static" in cases
+    with pytest.raises(FileNotFoundError, match="no_folder"):
+        find_cases(sets=tmp_path / "no_folder")
+
+
 @pytest.mark.parametrize("name", ["native_one_channel", "native_tetrode", "native_384", "native_drift"])
 def test_made_recordings_differ_by_seed(benchmarks, name):
     from cases import find_cases
