@@ -19,7 +19,8 @@ from probes import make_neuropixels_probe
 SAMPLING_FREQUENCY_HZ = 30000.0
 N_CHANNELS = 64
 N_UNITS = 30
-N_BEFORE = 15  # sample of the trough in the file of waveforms
+N_BEFORE = 15  # sample of the extremum in the file of waveforms, but for a few that lie beside it
+MAX_OFFSET = 6  # samples; 0.2 ms
 NOISE_UV = 10.0
 AMPLITUDE_RANGE_UV = (40.0, 400.0)
 FIRING_RATES_HZ = (1.0, 10.0)
@@ -124,7 +125,7 @@ def place_templates(file_path, rng):
         first = int(rng.integers(0, N_CHANNELS - n_local))
         first += (true_site[unit] - peak_channel[unit] - first) % 4  # the four columns of sites repeat
         first -= 4 * (first + n_local > N_CHANNELS)
-        array[index, :, first : first + n_local] = waveforms[unit].T * taper[:, None]
+        array[index, :, first : first + n_local] = centre_waveform(waveforms[unit].T * taper[:, None])
     return si.Templates(
         templates_array=array,
         sampling_frequency=SAMPLING_FREQUENCY_HZ,
@@ -132,3 +133,14 @@ def place_templates(file_path, rng):
         probe=make_neuropixels_probe(N_CHANNELS),
         is_in_uV=True,
     )
+
+
+def centre_waveform(waveform):
+    """The waveform (n_samples, n_channels), moved so that its largest extremum is at N_BEFORE if it is far from it."""
+    offset = int(np.abs(waveform).max(axis=1).argmax()) - N_BEFORE
+    if abs(offset) <= MAX_OFFSET:
+        return waveform
+    moved = np.zeros_like(waveform)
+    n_kept = len(waveform) - abs(offset)
+    moved[max(0, -offset) :][:n_kept] = waveform[max(0, offset) :][:n_kept]
+    return moved

@@ -4,13 +4,16 @@ import logging
 
 import numpy as np
 from spikeinterface.core import ms_to_samples
+from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.sortingcomponents.peak_detection import detect_peaks
 from spikeinterface.sortingcomponents.peak_selection import select_peaks
 from spikeinterface.sortingcomponents.tools import get_prototype_and_waveforms_from_peaks
 
 logger = logging.getLogger(__name__)
 
-EXCLUDE_SWEEP_MS = 0.8  # closer spikes of one neighbourhood are found later, by template matching
+EXCLUDE_SWEEP_MS = 1.2  # closer spikes of one neighbourhood are found later, by template matching
+POSITIVE_RADIUS = 2.0  # times detection_radius_um: the positive phases of a spike are wider than its trough
+MIN_POSITIVE_RATIO = 1.5  # of a positive peak to the troughs around it, for the spike to be detected there
 PROTOTYPE_MS_BEFORE, PROTOTYPE_MS_AFTER = 0.6, 1.2
 PROTOTYPE_SLICES, PROTOTYPE_SLICE_S = 40, 1.0  # of the recording, to learn the prototype from
 MAX_PROTOTYPE_PEAKS, MIN_PROTOTYPE_PEAKS = 5000, 20
@@ -20,7 +23,9 @@ def detect_spikes(traces, params, job_kwargs):
     """
     Detect spikes by matched filtering with the median waveform of the large ones.
 
-    Where there are too few large spikes to learn from, the plain threshold on the traces decides.
+    Where there are too few large spikes to learn from, the plain threshold on the traces decides. With
+    `peak_sign="both"` it also decides on positive peaks; a spike that has a trough too is detected at the trough, unless
+    the positive peak is much larger.
 
     Parameters
     ----------
@@ -32,35 +37,107 @@ def detect_spikes(traces, params, job_kwargs):
     Returns
     -------
     peaks : np.ndarray, structured (sample_index, channel_index, amplitude, segment_index), shape (n_peaks,)
-        Sorted by segment and sample.
+        Sorted by segment and sample. The amplitude has the sign of the peak.
     """
-    criteria = dict(
-        peak_sign=params.peak_sign,
+    if params.peak_sign != "both":
+        return sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs))
+    troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs)
+    positive = detect_large_peaks(traces, "pos", params, job_kwargs)
+    radius_um = POSITIVE_RADIUS * params.detection_radius_um
+    return join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
+
+
+def detect_large_peaks(traces, peak_sign, params, job_kwargs, **pipeline_kwargs):
+    """Peaks of one sign beyond the threshold on the traces, the largest one in the neighbourhood."""
+    method_kwargs = dict(
+        peak_sign=peak_sign,
         detect_threshold=params.detect_threshold,
         exclude_sweep_ms=EXCLUDE_SWEEP_MS,
         radius_um=params.detection_radius_um,
+        noise_levels=np.ones(traces.get_num_channels(), dtype="float32"),
     )
-    large = dict(criteria, noise_levels=np.ones(traces.get_num_channels(), dtype="float32"))
-    examples = detect_peaks(
+    return detect_peaks(
         traces,
         method="locally_exclusive",
-        method_kwargs=large,
-        pipeline_kwargs=dict(slices=_random_slices(traces, params.seed)),
+        method_kwargs=method_kwargs,
+        pipeline_kwargs=pipeline_kwargs,
         job_kwargs=job_kwargs,
     )
-    prototype = _learn_prototype(traces, examples, params, job_kwargs)
+
+
+def detect_peaks_of_sign(traces, peak_sign, params, job_kwargs):
+    """Peaks of one sign by matched filtering, or beyond the threshold if no prototype can be learned."""
+    examples = detect_large_peaks(traces, peak_sign, params, job_kwargs, slices=_random_slices(traces, params.seed))
+    prototype = _learn_prototype(traces, examples, peak_sign, params.seed, job_kwargs)
     if prototype is None:
         logger.info("only %d large peaks: no prototype, plain threshold", len(examples))
-        peaks = detect_peaks(traces, method="locally_exclusive", method_kwargs=large, job_kwargs=job_kwargs)
-    else:
-        filtering = dict(
-            criteria,
-            prototype=prototype,
-            ms_before=PROTOTYPE_MS_BEFORE,
-            random_chunk_kwargs=dict(num_chunks_per_segment=20, seed=params.seed),
-        )
-        peaks = detect_peaks(traces, method="matched_filtering", method_kwargs=filtering, job_kwargs=job_kwargs)
-    return _sort_peaks(peaks)
+        return detect_large_peaks(traces, peak_sign, params, job_kwargs)
+    method_kwargs = dict(
+        peak_sign=peak_sign,
+        detect_threshold=params.detect_threshold,
+        exclude_sweep_ms=EXCLUDE_SWEEP_MS,
+        radius_um=params.detection_radius_um,
+        prototype=prototype,
+        ms_before=PROTOTYPE_MS_BEFORE,
+        random_chunk_kwargs=dict(num_chunks_per_segment=20, seed=params.seed),
+    )
+    peaks = detect_peaks(traces, method="matched_filtering", method_kwargs=method_kwargs, job_kwargs=job_kwargs)
+    peaks = peaks[[name for name, _ in base_peak_dtype]].astype(base_peak_dtype)  # without what matched filtering adds
+    peaks["amplitude"] = np.abs(peaks["amplitude"]) * (-1 if peak_sign == "neg" else 1)
+    return peaks
+
+
+def join_signs(troughs, positive, locations_um, radius_um, sampling_frequency):
+    """
+    Put troughs and positive peaks together, one peak a spike.
+
+    Parameters
+    ----------
+    troughs, positive : np.ndarray, structured, shape (n_troughs,), (n_positive,)
+    locations_um : np.ndarray, float, shape (n_channels, n_dims)
+    radius_um : float
+        Peaks within this distance and EXCLUDE_SWEEP_MS are of the same spike. It is detected at its trough, unless the
+        positive peak is more than MIN_POSITIVE_RATIO times as large.
+    sampling_frequency : float
+
+    Returns
+    -------
+    peaks : np.ndarray, structured, shape (n_peaks,)
+        Sorted by segment and sample.
+    """
+    troughs = sort_peaks(troughs)
+    sweep = round(EXCLUDE_SWEEP_MS * 1e-3 * sampling_frequency)
+    gap = max(troughs["sample_index"].max(initial=0), positive["sample_index"].max(initial=0)) + sweep + 1
+    times, times_of_troughs = (of["sample_index"] + gap * of["segment_index"] for of in (positive, troughs))
+    peaks, partners = find_pairs(times, times_of_troughs, sweep)
+    places = locations_um[positive["channel_index"][peaks]], locations_um[troughs["channel_index"][partners]]
+    is_near = np.linalg.norm(places[0] - places[1], axis=1) <= radius_um
+    peaks, partners = peaks[is_near], partners[is_near]
+    is_small = positive["amplitude"][peaks] <= MIN_POSITIVE_RATIO * np.abs(troughs["amplitude"][partners])
+    is_kept = ~np.isin(np.arange(len(positive)), peaks[is_small])
+    is_kept_trough = ~np.isin(np.arange(len(troughs)), partners[is_kept[peaks]])
+    return sort_peaks(np.concatenate([troughs[is_kept_trough], positive[is_kept]]))
+
+
+def find_pairs(times, others, max_delay):
+    """
+    All pairs of times and others that are close.
+
+    Parameters
+    ----------
+    times, others : np.ndarray, int64, shape (n_times,), (n_others,)
+        `others` ascending.
+    max_delay : int
+
+    Returns
+    -------
+    indices, partners : np.ndarray, int64, shape (n_pairs,)
+        Of the times and of the others.
+    """
+    first = np.searchsorted(others, times - max_delay)
+    counts = np.searchsorted(others, times + max_delay, side="right") - first
+    indices = np.repeat(np.arange(len(times)), counts)
+    return indices, first[indices] + np.arange(len(indices)) - np.repeat(np.cumsum(counts) - counts, counts)
 
 
 def select_spikes(peaks, params):
@@ -70,10 +147,10 @@ def select_spikes(peaks, params):
     peaks = select_peaks(
         peaks, method="uniform", select_per_channel=True, n_peaks=params.n_peaks_per_channel, seed=params.seed
     )
-    return _sort_peaks(peaks)
+    return sort_peaks(peaks)
 
 
-def _sort_peaks(peaks):
+def sort_peaks(peaks):
     return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]
 
 
@@ -91,7 +168,7 @@ def _random_slices(traces, seed):
     return sorted(slices)
 
 
-def _learn_prototype(traces, peaks, params, job_kwargs):
+def _learn_prototype(traces, peaks, peak_sign, seed, job_kwargs):
     """Median waveform of the largest channel, peak at -1 or 1, shape (n_samples,); None if there are too few spikes."""
     if len(peaks) < MIN_PROTOTYPE_PEAKS:
         return None
@@ -101,9 +178,9 @@ def _learn_prototype(traces, peaks, params, job_kwargs):
         n_peaks=MAX_PROTOTYPE_PEAKS,
         ms_before=PROTOTYPE_MS_BEFORE,
         ms_after=PROTOTYPE_MS_AFTER,
-        seed=params.seed,
+        seed=seed,
         job_kwargs=job_kwargs,
     )
     at_peak = prototype[ms_to_samples(PROTOTYPE_MS_BEFORE, traces.sampling_frequency)]
-    wrong_sign = (params.peak_sign == "neg" and at_peak >= 0) or (params.peak_sign == "pos" and at_peak <= 0)
+    wrong_sign = at_peak >= 0 if peak_sign == "neg" else at_peak <= 0
     return None if wrong_sign or not np.isfinite(prototype).all() else prototype

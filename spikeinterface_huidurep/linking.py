@@ -74,7 +74,7 @@ def find_alike_templates(templates):
     return pairs
 
 
-def join_fragments(sorting, posteriors, neurons):
+def join_fragments(sorting, posteriors, neurons, kept):
     """
     Give the spikes of all fragments to their neuron.
 
@@ -84,17 +84,19 @@ def join_fragments(sorting, posteriors, neurons):
     posteriors : np.ndarray, float32, shape (n_spikes,)
         In the order of `sorting.to_spike_vector()`, as those returned.
     neurons : np.ndarray, int64, shape (n_units,)
+    kept : np.ndarray, bool, shape (n_spikes,)
+        False for spikes that are left out.
 
     Returns
     -------
     sorting : NumpySorting
         Unit ids are those of the fragments with most spikes.
-    posteriors : np.ndarray, float32, shape (n_spikes,)
+    posteriors : np.ndarray, float32, shape (n_kept_spikes,)
     """
-    spikes = sorting.to_spike_vector()
+    spikes = sorting.to_spike_vector()[kept]
     labels = sorting.unit_ids[neurons][spikes["unit_index"]]
     joined, order = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)
-    return joined, posteriors[order]
+    return joined, posteriors[kept][order]
 
 
 def coincidence(first_s, second_s, duration_s):

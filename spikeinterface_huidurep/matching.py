@@ -13,12 +13,11 @@ MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
 MAX_COINCIDENCE = 0.5  # share of the spikes of a unit that may be at those of a stronger one
 MAX_COINCIDENCE_MS = 0.5  # between two spikes that count as one
 WEAK_NORM = 13.0  # noise SD; norm of a template below which that is possible
-MAX_JITTER_MS = 0.4  # a template whose extremum is farther from the detected sample is a by-product of another spike
 
 
 def estimate_templates(traces, peaks, labels, params, job_kwargs):
     """
-    Mean waveforms of the clusters that can be units: frequent and large enough, extremum where it was detected.
+    Mean waveforms of the clusters that can be units: frequent and large enough.
 
     Parameters
     ----------
@@ -62,7 +61,6 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
         sparsify_threshold=MIN_CHANNEL_PTP,
         noise_levels=np.ones(traces.get_num_channels()),
         min_snr=params.min_snr,
-        max_jitter_ms=MAX_JITTER_MS,
     )
     return templates if len(templates.unit_ids) > 0 else None
 
@@ -170,17 +168,21 @@ def find_independent_units(sorting, norms):
     -------
     unit_ids : list of int
     """
-    spikes = sorting.to_spike_vector()
     tolerance = round(MAX_COINCIDENCE_MS * 1e-3 * sorting.sampling_frequency)
-    gap = spikes["sample_index"].max(initial=0) + 2 * tolerance + 1  # between the segments, put one after the other
-    times = spikes["sample_index"] + spikes["segment_index"] * gap
-    trains = {id_: times[spikes["unit_index"] == index] for index, id_ in enumerate(sorting.unit_ids.tolist())}
+    times, unit_indices = concatenate_segments(sorting, tolerance), sorting.to_spike_vector()["unit_index"]
+    trains = {id_: times[unit_indices == index] for index, id_ in enumerate(sorting.unit_ids.tolist())}
     independent = []
     for unit_id in sorted(trains, key=norms.get, reverse=True):
         shares = [find_coincidences(trains[unit_id], trains[other], tolerance).sum() for other in independent]
         if max(shares, default=0) <= MAX_COINCIDENCE * len(trains[unit_id]):
             independent.append(unit_id)
     return sorted(independent)
+
+
+def concatenate_segments(sorting, gap):
+    """Samples of all spikes, the segments one after the other and farther apart than `gap`; shape (n_spikes,)."""
+    spikes = sorting.to_spike_vector()
+    return spikes["sample_index"] + spikes["segment_index"] * (spikes["sample_index"].max(initial=0) + gap + 1)
 
 
 def find_coincidences(samples, others, tolerance):

@@ -6,7 +6,8 @@ others, and a neuron between two channels has a cluster on each. Two clusters ar
 between them: their spikes, projected on one axis, have a single mode (Isosplit's dip test, Magland and Barnett 2015).
 Two axes have to agree. The line through the two mean waveforms shows gaps where collisions widen a cluster. Fisher's
 discriminant shows them where drift or changes of amplitude move the spikes of both neurons along that line. The closest
-pair is merged first and its mean taken anew, so that collisions cannot chain two neurons together.
+pair is merged first and its mean taken anew. Collisions may fill the gap between two neurons nevertheless, so clusters
+whose cores, the largest of the clusters they were merged from, have a wide gap between them are not merged.
 """
 
 import numpy as np
@@ -21,6 +22,7 @@ MAX_DISTANCE_UM = 60.0  # between the centre channels of two clusters of one neu
 MAX_SEPARATION = 4.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
 MIN_SHARED_ENERGY = 0.7  # of both mean waveforms on the channels that two clusters share; with less they cannot be told
 MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
+MAX_CORE_SCORE = 2.0  # times the threshold; dip score of two cores from which on there is a wide gap between them
 N_DIRECTIONS = 10  # in which the spikes of a pair vary most, for the discriminant
 MAX_VARIATION_SPIKES = 250  # of one cluster; they give these directions
 
@@ -53,6 +55,7 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
     scores = {}
     for label in sorted(clusters.members):
         clusters.score_neighbors(label, scores)
+    clusters.keep_apart(scores)
     while scores:
         (first, second), (score, lag) = min(scores.items(), key=lambda item: (item[1][0], item[0]))
         if score >= threshold:
@@ -79,11 +82,19 @@ class _Clusters:
         self.members, self.centers, self.samples, self.means = {}, {}, {}, {}
         for label in np.unique(labels[labels >= 0]).tolist():
             self._update(label)
+        self.cores = {label: (len(members), label) for label, members in self.members.items()}
+        self.apart = set()
+
+    def keep_apart(self, scores):
+        """Never merge clusters whose cores have one of these scores, if it is of a wide gap."""
+        limit = MAX_CORE_SCORE * self.threshold
+        self.apart = {pair for pair, (score, _) in scores.items() if limit <= score < np.inf}
 
     def merge(self, label, other, lag):
         """Give the spikes of `other`, moved by `lag` samples, to `label`."""
         self.labels[self.members[other]] = label
         self.lags[self.members[other]] += lag
+        self.cores[label] = max(self.cores[label], self.cores.pop(other))
         for table in (self.members, self.centers, self.samples, self.means):
             del table[other]
         self._update(label)
@@ -113,7 +124,9 @@ class _Clusters:
         self.samples[label], self.means[label] = sample, sample.mean(axis=0, dtype="float32")
 
     def _score(self, first, second):
-        """Dip score between two clusters and the lag of the second; infinite for waveforms that are unlike."""
+        """Dip score between two clusters and the lag of the second; infinite for those that cannot be one neuron."""
+        if tuple(sorted(self.cores[label][1] for label in (first, second))) in self.apart:
+            return np.inf, 0
         rows_first, rows_second = self._shared_rows(first, second)
         mean_first, mean_second = self.means[first][rows_first], self.means[second][rows_second]
         shares = _energy_share(self.means[first], rows_first), _energy_share(self.means[second], rows_second)

@@ -166,9 +166,9 @@ class SorterParams:
         "lower it to make whitening of dense probes faster.",
     )
     peak_sign: str = _choice(
-        "neg",
+        "both",
         ("neg", "pos", "both"),
-        "Sign of the peaks to detect. Use 'both' when units with a dominant positive peak matter.",
+        "Sign of the peaks to detect. Use 'neg' when units with a dominant positive peak are not wanted.",
     )
     detect_threshold: float = _number(
         5.0,

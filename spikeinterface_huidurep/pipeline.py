@@ -11,9 +11,11 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.job_tools import fix_job_kwargs
 from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 
+from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.features import compute_features, find_window
+from spikeinterface_huidurep.leftovers import find_true_shares, find_true_spikes
 from spikeinterface_huidurep.linking import join_fragments, link_fragments
 from spikeinterface_huidurep.matching import (
     estimate_templates,
@@ -24,7 +26,7 @@ from spikeinterface_huidurep.matching import (
     move_inside,
 )
 from spikeinterface_huidurep.merging import merge_clusters
-from spikeinterface_huidurep.preprocessing import preprocess, remove_dead_channels
+from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.residuals import extract_residuals
@@ -108,14 +110,15 @@ def sort_group(recording, params, folder, job_kwargs, clock):
     traces, cache_info = preprocess(recording, params, folder, job_kwargs)
     clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
     try:
-        return _sort_traces(traces, params, folder, job_kwargs, clock)
+        filtered = filter_band(recording, params)
+        return _sort_traces(traces, filtered, params, folder, job_kwargs, clock)
     finally:
         del traces
         clean_cache_preprocessing(cache_info)
         shutil.rmtree(folder / "waveforms", ignore_errors=True)
 
 
-def _sort_traces(traces, params, folder, job_kwargs, clock):
+def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     clusters = find_clusters(traces, params, folder, job_kwargs, clock)
     if clusters is None:
         return _find_nothing("no peak crosses detect_threshold", traces)
@@ -135,11 +138,15 @@ def _sort_traces(traces, params, folder, job_kwargs, clock):
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
 
     neurons = link_fragments(sorting, templates, segment_durations(traces))
+    is_true = np.ones(len(sorting.to_spike_vector()), dtype=bool)
     if matching:
-        posteriors = compute_posteriors(sorting, residuals, neurons)
-    sorting, posteriors = join_fragments(sorting, posteriors, neurons)
+        shares = find_true_shares(sorting, *residuals.describe_templates())
+        posteriors = shares * compute_posteriors(sorting, residuals, neurons)
+        is_true = find_true_spikes(sorting, shares)
+    sorting, posteriors = join_fragments(sorting, posteriors, neurons, is_true)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
+    sorting, posteriors = align_spikes(sorting, posteriors, filtered, params, job_kwargs)
     describe_units(sorting, templates.select_units(sorting.unit_ids), posteriors, params.peak_sign)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors

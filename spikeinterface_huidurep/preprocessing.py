@@ -137,11 +137,24 @@ def preprocess(recording, params, folder, job_kwargs):
     )
 
 
-def whiten(recording, params, folder, job_kwargs):
-    """Band-pass filter, common median reference, whitening in time and space, motion correction; all lazy."""
-    if recording.is_filtered():
-        logger.warning("the recording is marked as filtered; it is band-pass filtered again")
-    traces = bandpass_filter(
+def filter_band(recording, params):
+    """
+    Band-pass filter and take away the common median reference; lazy.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw traces, all channels alive.
+    params : SorterParams
+        Without `apply_preprocessing` the traces are filtered already.
+
+    Returns
+    -------
+    filtered : BaseRecording
+    """
+    if not params.apply_preprocessing:
+        return recording
+    filtered = bandpass_filter(
         recording,
         freq_min=params.freq_min,
         freq_max=params.limit_freq_max(recording.sampling_frequency),
@@ -149,9 +162,14 @@ def whiten(recording, params, folder, job_kwargs):
         filter_order=2,
         dtype="float32",
     )
-    if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE:
-        traces = common_reference(traces)
-    filtered = traces
+    return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
+
+
+def whiten(recording, params, folder, job_kwargs):
+    """Band-pass filter, common median reference, whitening in time and space, motion correction; all lazy."""
+    if recording.is_filtered():
+        logger.warning("the recording is marked as filtered; it is band-pass filtered again")
+    filtered = traces = filter_band(recording, params)
     if params.temporal_whitening:
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)

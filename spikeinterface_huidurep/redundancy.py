@@ -4,7 +4,7 @@ Templates that take the spikes of others.
 Where two neurons fire together often, their collisions are alike enough to become a cluster. Its template would take
 these spikes from both. It gives itself away: it is the sum of two templates, and it is as rare as the two coincide by
 chance. And where the spikes of one neuron are now and then detected at another of its extrema, their cluster has the
-template of the neuron, at another time.
+template of the neuron, at another time: most often its largest extremum is not where the spikes were detected.
 """
 
 import numpy as np
@@ -16,6 +16,8 @@ MAX_DISTANCE_UM = 250.0  # between the centre of a template and those that it is
 MAX_SHIFT_MS = 1.5  # between the two spikes of a collision
 COINCIDENCE_MS = 3.0  # spikes this close change each other's waveform, before and after together
 MAX_RESIDUAL = 0.2  # of the energy, when the other templates are taken away
+MAX_JITTER_MS = 0.4  # between the largest extremum and the detected sample; farther off there may be a by-product
+MAX_RESIDUAL_OFF_CENTRE = 0.5  # of the energy of such a template: detected on the flank of a spike, its mean is smeared
 MAX_RESIDUAL_OF_ONE = 0.6  # of what is left when only one of two is taken away
 MIN_REPEAT_MS = 0.12  # the same template this much earlier or later is no other neuron
 N_FIRST = 3  # templates tried as the first of the two
@@ -46,21 +48,33 @@ def find_redundant_templates(templates, n_spikes, duration_s):
     locations_um = locate_templates(templates)
     max_shift, min_repeat = (round(ms * 1e-3 * templates.sampling_frequency) for ms in (MAX_SHIFT_MS, MIN_REPEAT_MS))
     max_shift = min(max_shift, templates.num_samples - 1)
+    is_off_centre = find_off_centre(waveforms, templates.nbefore, templates.sampling_frequency)
     is_redundant = np.zeros(len(waveforms), dtype=bool)
-    for unit in np.argsort(n_spikes, kind="stable"):
+    for unit in np.lexsort((n_spikes, ~is_off_centre)):
         is_near = np.linalg.norm(locations_um - locations_um[unit], axis=1) <= MAX_DISTANCE_UM
         is_near[unit] = False
-        others = np.flatnonzero(is_near & ~is_redundant & (n_spikes >= n_spikes[unit]))
+        others = np.flatnonzero(is_near & ~is_redundant)
         if len(others) == 0:
             continue
+        left, shifts = subtract_best(waveforms[unit], waveforms[others], max_shift)
+        is_frequent = n_spikes[others] >= n_spikes[unit]
+        is_better = np.where(is_off_centre[others] == is_off_centre[unit], is_frequent, is_off_centre[unit])
+        max_residual = np.where(is_off_centre[unit] & ~is_off_centre[others], MAX_RESIDUAL_OFF_CENTRE, MAX_RESIDUAL)
+        is_alike = left <= max_residual * np.sum(waveforms[unit] ** 2)
+        is_repeat = is_better & is_alike & (np.abs(shifts) >= min_repeat)
         coincidences = np.outer(n_spikes[others], n_spikes[others]) * (COINCIDENCE_MS * 1e-3 / duration_s)
         np.fill_diagonal(coincidences, 0)
-        left, shifts = subtract_best(waveforms[unit], waveforms[others], max_shift)
-        is_alike = left <= MAX_RESIDUAL * np.sum(waveforms[unit] ** 2)
-        is_redundant[unit] = np.any(is_alike & (np.abs(shifts) >= min_repeat)) or _is_sum(
-            waveforms[unit], waveforms[others], left, shifts, coincidences >= n_spikes[unit], max_shift
+        is_pair = (coincidences >= n_spikes[unit])[np.ix_(is_frequent, is_frequent)]
+        is_redundant[unit] = is_repeat.any() or _is_sum(
+            waveforms[unit], waveforms[others[is_frequent]], left[is_frequent], shifts[is_frequent], is_pair, max_shift
         )
     return is_redundant
+
+
+def find_off_centre(waveforms, n_before, sampling_frequency):
+    """Which waveforms (n_units, n_samples, n_channels) have their largest extremum far from `n_before`: bool."""
+    extremum = np.abs(waveforms).max(axis=2).argmax(axis=1)
+    return np.abs(extremum - n_before) > MAX_JITTER_MS * 1e-3 * sampling_frequency
 
 
 def _is_sum(waveform, others, left, shifts, is_pair, max_shift):

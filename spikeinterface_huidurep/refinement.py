@@ -265,7 +265,7 @@ def find_same_units(residuals, members, sizes, threshold):
     pairs : list of (int, int, int)
         Indices of the larger and of the smaller unit, and the lag of the smaller; the lowest dip score first.
     """
-    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
+    _, locations_um = residuals.describe_templates()
     pairs = []
     for first in range(len(members)):
         distances_um = np.linalg.norm(locations_um - locations_um[first], axis=1)

@@ -29,6 +29,10 @@ class Residuals:
     """int (n_units,)."""
     neighborhoods: Neighborhoods
 
+    def describe_templates(self):
+        """Norms (n_units,) in noise SD, and locations of the main channels (n_units, 2) in um, of the templates."""
+        return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2))), self.neighborhoods.locations_um[self.main_channels]
+
     def find_channels(self, unit_index):
         """Channels of the residuals of a unit, in their order."""
         return self.neighborhoods.find_neighbors(self.main_channels[unit_index])

@@ -15,7 +15,8 @@ from spikeinterface_huidurep.residuals import find_main_channels
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron
-TEMPERATURE = 4.0  # divides the log-odds: neurons vary in more ways than the spread along one line shows
+TEMPERATURE = 5.5  # divides the log-odds: neurons vary in more ways than the spread along one line shows
+OTHER_ODDS = 0.01  # of a spike that is of none of the units, to one of its own
 
 
 def compute_posteriors(sorting, residuals, neurons):
@@ -24,7 +25,6 @@ def compute_posteriors(sorting, residuals, neurons):
 
     What is left around a spike is compared with what would be left if the spike were of another unit; how much it
     varies from spike to spike along the difference of the two templates is measured, without what drift makes of it.
-    Every unit counts as equally frequent.
 
     Parameters
     ----------
@@ -40,8 +40,9 @@ def compute_posteriors(sorting, residuals, neurons):
         In the order of `sorting.to_spike_vector()`.
     """
     unit_indices = sorting.to_spike_vector()["unit_index"]
-    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
-    posteriors = np.ones(len(unit_indices), dtype="float32")
+    _, locations_um = residuals.describe_templates()
+    counts = np.bincount(neurons[unit_indices], minlength=len(neurons))[neurons]
+    posteriors = np.full(len(unit_indices), 1 / (1 + OTHER_ODDS), dtype="float32")
     for unit_index, location_um in enumerate(locations_um):
         members = np.flatnonzero(unit_indices == unit_index)
         distances_um = np.linalg.norm(locations_um - location_um, axis=1)
@@ -54,7 +55,8 @@ def compute_posteriors(sorting, residuals, neurons):
         differences = np.stack([shift_waveforms(other, find_lag(own, other)[0]) - own for other in others])
         differences = differences[:, :, residuals.window]
         products = residuals.apply(partial(multiply, differences=differences), members, unit_index)
-        posteriors[members] = posterior_of_products(products, np.sum(differences**2, axis=(1, 2)))
+        energies = np.sum(differences**2, axis=(1, 2))
+        posteriors[members] = posterior_of_products(products, energies, counts[competitors] / counts[unit_index])
     return posteriors
 
 
@@ -63,7 +65,7 @@ def multiply(residuals, differences):
     return np.tensordot(residuals, differences, axes=([1, 2], [1, 2]))
 
 
-def posterior_of_products(products, energies):
+def posterior_of_products(products, energies, frequencies):
     """
     Probability that spikes have the template that was taken away from them, and not another one.
 
@@ -73,6 +75,8 @@ def posterior_of_products(products, energies):
         Of what is left of the spikes, in the order of time, and the differences between each other template and theirs.
     energies : np.ndarray, float, shape (n_others,)
         Of these differences.
+    frequencies : np.ndarray, float, shape (n_others,)
+        How often the neurons of these templates fire, compared with theirs.
 
     Returns
     -------
@@ -83,8 +87,9 @@ def posterior_of_products(products, energies):
     if len(along) > N_AROUND:
         along = remove_running_mean(along, N_AROUND)
     spread = median_abs_deviation(along, axis=0, scale="normal")
-    log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) ** 2 / TEMPERATURE
-    return (1 / (1 + np.exp(np.clip(log_odds, -50, 50)).sum(axis=1))).astype("float32")
+    log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) / TEMPERATURE
+    odds = frequencies * np.exp(np.clip(log_odds, -50, 50))
+    return (1 / (1 + OTHER_ODDS + odds.sum(axis=1))).astype("float32")
 
 
 def describe_units(sorting, templates, posteriors, peak_sign):

@@ -76,7 +76,8 @@ class ExtractAlignedWaveforms(PipelineNode):
 
     def compute(self, traces, peaks):
         channels = peaks["channel_index"]
-        samples, fractions = refine_peaks(traces, peaks["sample_index"], channels, self.peak_sign, self.n_align)
+        signs = {"neg": -1, "pos": 1, "both": np.sign(peaks["amplitude"])}[self.peak_sign]
+        samples, fractions = refine_peaks(traces, peaks["sample_index"], channels, signs, self.n_align)
         window = samples[:, None] + self.first + np.arange(self.n_window)
         cut = traces[window[:, None, :], self.neighborhoods.channel_indices[channels][:, :, None]]
         cut *= self.neighborhoods.channel_mask[channels][:, :, None]
@@ -87,7 +88,7 @@ class ExtractAlignedWaveforms(PipelineNode):
         return waveforms
 
 
-def refine_peaks(traces, samples, channels, peak_sign, n_align):
+def refine_peaks(traces, samples, channels, signs, n_align):
     """
     Move peaks to the extremum of their channel, and say where between the samples it lies.
 
@@ -95,7 +96,8 @@ def refine_peaks(traces, samples, channels, peak_sign, n_align):
     ----------
     traces : np.ndarray, float32, shape (n_samples, n_channels)
     samples, channels : np.ndarray, int64, shape (n_peaks,)
-    peak_sign : "neg" | "pos" | "both"
+    signs : int | np.ndarray, shape (n_peaks,)
+        -1 for troughs, 1 for positive peaks.
     n_align : int
         Samples to each side in which the extremum is looked for.
 
@@ -106,11 +108,7 @@ def refine_peaks(traces, samples, channels, peak_sign, n_align):
         From -0.5 to 0.5 samples, vertex of the parabola through three samples.
     """
     offsets = np.arange(-n_align, n_align + 1)
-    values = traces[samples[:, None] + offsets, channels[:, None]]
-    if peak_sign == "neg":
-        values = -values
-    elif peak_sign == "both":
-        values = values * np.sign(values[:, n_align])[:, None]
+    values = np.reshape(signs, (-1, 1)) * traces[samples[:, None] + offsets, channels[:, None]]
     samples = samples + offsets[np.argmax(values, axis=1)]
     before, at, after = (np.abs(traces[samples + k, channels]) for k in (-1, 0, 1))
     curvature = np.maximum(2 * at - before - after, 1e-6)

@@ -44,3 +44,15 @@ def test_templates_keep_the_column_of_their_site(tmp_path):
     site_of_origin = (electrode[units].astype(int) - 1) % 384
     np.testing.assert_array_equal(peaks.argmin(axis=1) % 4, site_of_origin % 4)
     assert templates.nbefore == 15
+
+
+@pytest.mark.parametrize("sample, wanted", [(15, 15), (21, 21), (9, 9), (22, 15), (8, 15), (60, 15)])
+def test_waveforms_far_from_their_place_are_moved(sample, wanted):
+    from hybrid import centre_waveform
+
+    waveform = np.zeros((61, 3))
+    waveform[sample] = [1.0, -3.0, 2.0]
+    moved = centre_waveform(waveform)
+    assert moved.shape == (61, 3)
+    assert moved[wanted].tolist() == [1.0, -3.0, 2.0]
+    assert np.abs(moved).sum() == 6.0

@@ -6,13 +6,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spikeinterface_huidurep.redundancy import (
+    find_off_centre,
     find_redundant_templates,
     remove_redundant_templates,
     shift_samples,
     subtract_best,
 )
 
-from .test_results import make_templates
+from .test_results import SAMPLING_FREQUENCY, make_templates
 
 DURATION_S = 300.0
 N_SAMPLES = 150
@@ -30,11 +31,15 @@ def find(waveforms, n_spikes, duration_s=DURATION_S, pitch_um=20.0):
 
 
 @pytest.mark.parametrize(
-    ("shift", "wanted"), [(0, False), (3, False), (4, True), (-4, True), (20, True), (-45, True), (70, False)]
+    ("shift", "wanted"), [(0, False), (3, False), (4, True), (-4, True), (12, True), (20, True), (-45, True), (70, False)]
 )
 def test_the_same_template_at_another_time(shift, wanted):
     assert find([FIRST, shift_samples(FIRST, shift)], [1000, 300]) == [False, wanted]
-    assert find([FIRST, shift_samples(FIRST, shift)], [300, 1000]) == [wanted, False]
+
+
+@pytest.mark.parametrize("shift", [4, -12])
+def test_of_two_repeats_the_rarer_goes(shift):
+    assert find([FIRST, shift_samples(FIRST, shift)], [300, 1000]) == [True, False]
 
 
 def test_of_two_equally_frequent_repeats_one_stays():
@@ -51,6 +56,31 @@ def test_a_repeat_has_to_be_the_same(share, wanted):
     """What is left is a share of the energy: share^2 / (1 + share^2) of another template on top."""
     other = share * SECOND * np.linalg.norm(FIRST) / np.linalg.norm(SECOND)
     assert find([FIRST, shift_samples(FIRST + other, 10)], [1000, 100]) == [False, wanted]
+
+
+# --- detected beside the extremum ---
+
+
+@pytest.mark.parametrize(("shift", "wanted"), [(0, False), (12, False), (13, True), (-13, True), (40, True)])
+def test_off_centre_is_farther_than_the_jitter(shift, wanted):
+    waveforms = np.stack([FIRST, shift_samples(FIRST, shift)])
+    assert find_off_centre(waveforms, 60, SAMPLING_FREQUENCY).tolist() == [False, wanted]
+
+
+@pytest.mark.parametrize("n_spikes", [[300, 1000], [1000, 300]])
+def test_of_two_repeats_the_one_off_centre_goes_however_frequent(n_spikes):
+    assert find([FIRST, shift_samples(FIRST, 30)], n_spikes) == [False, True]
+    assert find([shift_samples(FIRST, -30), FIRST], n_spikes) == [True, False]
+
+
+@pytest.mark.parametrize(("share", "wanted"), [(0.9, True), (1.1, False)])
+def test_off_centre_a_repeat_may_be_smeared(share, wanted):
+    other = share * SECOND * np.linalg.norm(FIRST) / np.linalg.norm(SECOND)
+    assert find([FIRST, shift_samples(FIRST + other, 20)], [100, 1000]) == [False, wanted]
+
+
+def test_off_centre_without_the_neuron_itself_stays():
+    assert find([shift_samples(FIRST, 30), THIRD], [1000, 1000]) == [False, False]
 
 
 # --- sums ---
@@ -96,7 +126,7 @@ def test_templates_far_away_are_not_compared():
 def make_many(seed):
     """Waveforms of 3 neurons, collisions and repeats of them, and all their numbers of spikes, which differ."""
     rng = np.random.default_rng(seed)
-    waveforms, n_spikes = [FIRST, SECOND, THIRD], [3000, 2800, 2600]
+    waveforms, n_spikes = [FIRST, 1.2 * SECOND, THIRD], [3000, 2800, 2600]
     for index in range(5):
         shift = int(rng.integers(-40, 40))
         first, second = rng.permutation(3)[:2]

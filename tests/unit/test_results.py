@@ -14,6 +14,7 @@ from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.refinement import N_AROUND
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
+    OTHER_ODDS,
     QUALITY_NORM,
     TEMPERATURE,
     compute_posteriors,
@@ -58,20 +59,25 @@ def make_templates(array, nbefore=20, pitch_um=20.0, unit_ids=None):
 # --- posteriors ---
 
 
-def posterior_of_residuals(residuals, differences):
-    return posterior_of_products(multiply(residuals, differences), np.sum(differences**2, axis=(1, 2)))
+ALONE = 1 / (1 + OTHER_ODDS)  # posterior of a spike that no other unit competes for
 
 
-def slow_posteriors(residuals, differences):
-    """Softmax of Gaussian log-likelihoods along each difference, one spike and one unit at a time."""
+def posterior_of_residuals(residuals, differences, frequencies=1.0):
+    energies = np.sum(differences**2, axis=(1, 2))
+    return posterior_of_products(multiply(residuals, differences), energies, np.broadcast_to(frequencies, len(energies)))
+
+
+def slow_posteriors(residuals, differences, frequencies):
+    """Odds by Gaussian log-likelihoods along each difference, one spike and one unit at a time."""
     n_others = len(differences)
     odds = np.zeros((len(residuals), n_others))
     for other in range(n_others):
         norm = np.sqrt(np.sum(differences[other] ** 2))
         along = np.array([np.sum(residual * differences[other]) / norm for residual in residuals])
         sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
-        odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd**2 / TEMPERATURE
-    return 1 / (1 + np.exp(odds).sum(axis=1))
+        odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd / TEMPERATURE
+        odds[:, other] += np.log(frequencies[other])
+    return 1 / (1 + OTHER_ODDS + np.exp(odds).sum(axis=1))
 
 
 @settings(max_examples=20, deadline=None)
@@ -80,15 +86,22 @@ def test_posteriors_against_a_slow_softmax(n_channels, n_others, seed, scale):
     rng = np.random.default_rng(seed)
     differences = scale * rng.normal(size=(n_others, n_channels, 60))
     residuals = rng.normal(scale=rng.uniform(0.5, 2), size=(8, n_channels, 60))
-    found = posterior_of_residuals(residuals, differences)
+    frequencies = rng.uniform(0.1, 10, n_others)
+    found = posterior_of_residuals(residuals, differences, frequencies)
     assert found.dtype == np.float32
-    np.testing.assert_allclose(found, slow_posteriors(residuals, differences), atol=1e-5)
+    np.testing.assert_allclose(found, slow_posteriors(residuals, differences, frequencies), atol=1e-5)
 
 
 def test_equal_units_share_and_far_ones_do_not_overflow():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
-    assert posterior_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full(9, 0.25))
-    assert posterior_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.ones(9))
+    assert posterior_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full(9, 1 / (4 + OTHER_ODDS)))
+    assert posterior_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.full(9, ALONE))
+
+
+def test_a_rare_unit_takes_few_spikes_from_a_frequent_one():
+    residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
+    of_rare = posterior_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1])
+    assert of_rare == pytest.approx(np.full(9, 1 / (1.1 + OTHER_ODDS)))
 
 
 def test_a_spike_of_another_unit_is_told():
@@ -140,9 +153,9 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
     templates = make_templates(units, nbefore=30)
     found = posteriors_of_traces(traces, make_sorting(samples, labels), templates, neurons, tmp_path)
     assert found.shape == (147,) and found.dtype == np.float32
-    assert (found[labels == 2] == 1).all()
+    np.testing.assert_allclose(found[labels == 2], ALONE)
     if neurons[0] == neurons[1]:  # fragments of one neuron
-        assert (found == 1).all()
+        np.testing.assert_allclose(found, ALONE)
         return
     assert ((found[labels < 2] > 0.4) & (found[labels < 2] < 0.7)).all()
 

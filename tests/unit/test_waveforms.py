@@ -111,14 +111,14 @@ def test_resampling_a_band_limited_pulse_gives_the_closed_form(sampling_frequenc
 # --- alignment ---
 
 
-@pytest.mark.parametrize("peak_sign, sign", [("neg", 1), ("pos", -1), ("both", 1), ("both", -1)])
+@pytest.mark.parametrize("wanted_sign, sign", [(-1, 1), (1, -1)])
 @pytest.mark.parametrize("fraction", [-0.4, 0.0, 0.25])
 @pytest.mark.parametrize("offset", [-4, 0, 5])
-def test_refined_peaks_lie_at_the_known_extremum(peak_sign, sign, fraction, offset):
+def test_refined_peaks_lie_at_the_known_extremum(wanted_sign, sign, fraction, offset):
     samples = np.arange(100)
     traces = np.zeros((100, 2))
     traces[:, 1] = sign * pulse((samples - 50 - fraction) / 30)
-    found, fractions = refine_peaks(traces, np.array([50 + offset]), np.array([1]), peak_sign, n_align=6)
+    found, fractions = refine_peaks(traces, np.array([50 + offset]), np.array([1]), wanted_sign, n_align=6)
     assert found.tolist() == [50]
     np.testing.assert_allclose(fractions, fraction, atol=0.01)
 
@@ -127,12 +127,12 @@ def test_only_the_wanted_sign_is_aligned_on():
     samples = np.arange(100)
     traces = (pulse((samples - 48) / 30) - 5 * pulse((samples - 78) / 30))[:, None]
     peaks = np.array([50]), np.array([0])
-    assert refine_peaks(traces, *peaks, "neg", n_align=6)[0].tolist() == [48]
-    assert refine_peaks(traces, *peaks, "pos", n_align=30)[0].tolist() == [78]
+    assert refine_peaks(traces, *peaks, -1, n_align=6)[0].tolist() == [48]
+    assert refine_peaks(traces, *peaks, 1, n_align=30)[0].tolist() == [78]
 
 
 def test_flat_traces_have_no_fraction():
-    found, fractions = refine_peaks(np.zeros((50, 1)), np.array([20]), np.array([0]), "neg", n_align=6)
+    found, fractions = refine_peaks(np.zeros((50, 1)), np.array([20]), np.array([0]), -1, n_align=6)
     assert np.abs(fractions).max() <= 0.5 and np.isfinite(fractions).all()
     assert 14 <= found[0] <= 26
 

@@ -1,0 +1,99 @@
+"""
+Find the spikes that are what a larger spike left over.
+
+A template fits the spikes of its neuron only so well: what is left of a large one, when it is taken away, may look like
+a spike of a smaller unit, or once more like one of another fragment of the same neuron. Such spikes come at the same few delays to the larger ones, far more often than chance has it.
+Neurons that do fire together, do so over several milliseconds: chance is measured there.
+"""
+
+import numpy as np
+from scipy.stats import poisson
+
+from spikeinterface_huidurep.detection import find_pairs
+from spikeinterface_huidurep.matching import concatenate_segments
+
+MAX_DISTANCE_UM = 150.0  # between the main channels
+MAX_DELAY_MS = 0.5  # of a leftover to the larger spike
+CHANCE_DELAY_MS = (1.5, 5.0)  # how often two units fire this far apart is what chance would give
+N_AROUND = 1  # samples to both sides of a delay that are counted with it
+MAX_PROBABILITY = 1e-4  # that chance gave as many
+MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it gives less all are left out
+MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
+
+
+def find_true_shares(sorting, norms, locations_um):
+    """
+    Probability that each spike is one of its own, and not what a spike of a larger unit left over.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    norms : np.ndarray, float, shape (n_units,)
+        Of the templates.
+    locations_um : np.ndarray, float, shape (n_units, 2)
+        Of the main channels.
+
+    Returns
+    -------
+    shares : np.ndarray, float32, shape (n_spikes,)
+        In the order of `sorting.to_spike_vector()`.
+    """
+    max_delay, *chance_delays = (round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_MS, *CHANCE_DELAY_MS))
+    times = concatenate_segments(sorting, chance_delays[1])
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]
+    shares = np.ones(len(times), dtype="float32")
+    for unit, location_um in enumerate(locations_um):
+        is_near = np.linalg.norm(locations_um - location_um, axis=1) <= MAX_DISTANCE_UM
+        for larger in np.flatnonzero(is_near & (norms > norms[unit])):
+            indices, partners = find_pairs(times[rows[unit]], times[rows[larger]], chance_delays[1])
+            delays = times[rows[unit][indices]] - times[rows[larger][partners]]
+            n_by_chance = 1 + np.sum(np.abs(delays) >= chance_delays[0])  # not 0: a few spikes tell little of chance
+            per_delay = n_by_chance / (2 * (chance_delays[1] - chance_delays[0] + 1))
+            is_close = np.abs(delays) <= max_delay
+            share_at_delay = measure_shares(delays[is_close], max_delay, per_delay)
+            np.minimum.at(shares, rows[unit][indices[is_close]], share_at_delay[delays[is_close] + max_delay])
+    return shares
+
+
+def measure_shares(delays, max_delay, per_delay):
+    """
+    What chance would give at each delay, as a share of what was found; 1 where that is not clearly more.
+
+    Parameters
+    ----------
+    delays : np.ndarray, int64, shape (n_pairs,)
+        From -max_delay to max_delay.
+    max_delay : int
+    per_delay : float
+        Pairs at every delay by chance.
+
+    Returns
+    -------
+    shares : np.ndarray, float, shape (2 * max_delay + 1,)
+    """
+    window = np.ones(2 * N_AROUND + 1)
+    found = np.convolve(np.bincount(delays + max_delay, minlength=2 * max_delay + 1), window, "same")
+    chance = np.convolve(np.full(2 * max_delay + 1, per_delay), window, "same")
+    is_excess = poisson.sf(found - 1, chance) < MAX_PROBABILITY
+    return np.where(is_excess, chance / np.maximum(found, 1), 1.0)
+
+
+def find_true_spikes(sorting, shares):
+    """
+    Which spikes are neither leftovers nor of a unit that is mostly made of them.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    shares : np.ndarray, float32, shape (n_spikes,)
+        Of `find_true_shares`.
+
+    Returns
+    -------
+    is_true : np.ndarray, bool, shape (n_spikes,)
+    """
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    is_true = shares >= MIN_TRUE
+    n_true, n_spikes = np.bincount(unit_indices, weights=is_true), np.bincount(unit_indices)
+    return is_true & (n_true >= MIN_TRUE_OF_UNIT * n_spikes)[unit_indices]

@@ -1,0 +1,79 @@
+"""Leftovers: spikes that come with a larger one far more often than chance go, all others stay."""
+
+import numpy as np
+import pytest
+
+from spikeinterface_huidurep.leftovers import MIN_TRUE, find_true_shares, find_true_spikes, measure_shares
+from spikeinterface_huidurep.matching import make_sorting
+
+SAMPLING_FREQUENCY = 30_000.0
+DURATION_S = 300.0
+LOCATIONS_UM = np.array([[0.0, 0.0], [0.0, 40.0]])
+
+
+def draw_train(n_spikes, seed):
+    n_samples = int(DURATION_S * SAMPLING_FREQUENCY)
+    return np.sort(np.random.default_rng(seed).choice(n_samples - 1000, n_spikes, replace=False)) + 500
+
+
+def make_pair(large, small):
+    samples, labels = np.concatenate([large, small]), np.repeat([0, 1], [len(large), len(small)])
+    return make_sorting(samples, labels, np.zeros(len(samples), int), SAMPLING_FREQUENCY)
+
+
+def find_shares(large, small, norms=(50.0, 12.0), locations_um=LOCATIONS_UM):
+    """Shares of the large and of the small spikes, each in the order given."""
+    sorting, order = make_pair(large, small)
+    shares = np.empty(len(order))
+    shares[order] = find_true_shares(sorting, np.array(norms), locations_um)
+    return np.split(shares, [len(large)])
+
+
+@pytest.mark.parametrize("delay", [-15, 0, 4, 15])
+def test_leftovers_at_one_delay_are_found_and_no_others(delay):
+    large, small = draw_train(4000, 0), draw_train(2000, 1)
+    of_large, of_small = find_shares(large, np.concatenate([small, large[::20] + delay]))
+    assert (of_large == 1).all()
+    assert (of_small[2000:] < 0.1).all()
+    assert np.mean(of_small[:2000] < MIN_TRUE) < 0.01
+
+
+@pytest.mark.parametrize("delay", [-16, 16, 40])
+def test_spikes_at_longer_delays_stay(delay):
+    large, small = draw_train(4000, 0), draw_train(2000, 1)
+    _, of_small = find_shares(large, np.concatenate([small, large[::20] + delay]))
+    assert np.mean(of_small < MIN_TRUE) < 0.01
+
+
+def test_spikes_at_random_delays_stay():
+    _, of_small = find_shares(draw_train(6000, 2), draw_train(6000, 3))
+    assert np.mean(of_small < 1) < 0.01
+
+
+def test_neurons_that_fire_together_for_milliseconds_stay():
+    large = draw_train(4000, 4)
+    jitter = np.random.default_rng(5).normal(0, 3e-3 * SAMPLING_FREQUENCY, 2000).astype(int)
+    _, of_small = find_shares(large, np.sort(large[::2] + jitter))
+    assert np.mean(of_small < MIN_TRUE) < 0.01
+
+
+@pytest.mark.parametrize("norms, locations_um", [((12.0, 50.0), LOCATIONS_UM), ((50.0, 12.0), 4 * LOCATIONS_UM)])
+def test_only_larger_units_nearby_leave_something(norms, locations_um):
+    large = draw_train(4000, 0)
+    _, of_small = find_shares(large, large[::20], norms, locations_um)
+    assert (of_small == 1).all()
+
+
+def test_shares_are_chance_over_found():
+    delays = np.repeat([-2, 0, 1], [1, 60, 30])
+    shares = measure_shares(delays, 3, per_delay=1.0)
+    # counts 0 1 0 0 60 30 0 ..., three delays together: 1 1 1 61(60) ...
+    np.testing.assert_allclose(shares, [1, 1, 3 / 61, 3 / 90, 3 / 90, 3 / 30, 1])
+
+
+def test_units_of_leftovers_go_as_a_whole():
+    sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
+    shares = np.r_[np.full(4, 0.1), np.ones(6), np.full(6, 0.1), np.ones(4)][order]
+    is_true = np.empty(20, dtype=bool)
+    is_true[order] = find_true_spikes(sorting, shares)
+    assert is_true.tolist() == [False] * 4 + [True] * 6 + [False] * 10
