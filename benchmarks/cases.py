@@ -240,7 +240,9 @@ def describe_true_units(recording, sorting):
     """SNR in the band of spikes and firing rate of each true unit: dict of lists, in the order of `unit_ids`."""
     filtered = si.bandpass_filter(recording, *SNR_BAND_HZ, dtype="float32")
     analyzer = si.create_sorting_analyzer(sorting, filtered, sparse=False)
-    analyzer.compute(dict(random_spikes=dict(seed=0), templates={}, noise_levels=dict(random_slices_kwargs=dict(seed=0))))
+    analyzer.compute(
+        dict(random_spikes=dict(seed=0), templates={}, noise_levels=dict(random_slices_kwargs=dict(seed=0)))
+    )
     analyzer.compute("quality_metrics", metric_names=["snr", "firing_rate"])
     metrics = analyzer.get_extension("quality_metrics").get_data().loc[sorting.unit_ids]
     return dict(

@@ -6,7 +6,11 @@ up to a millisecond. Users look at filtered traces, and compare spike times with
 """
 
 import numpy as np
-from spikeinterface.core import NumpySorting, estimate_templates_with_accumulator, ms_to_samples, random_spikes_selection
+from spikeinterface.core import (
+    estimate_templates_with_accumulator,
+    ms_to_samples,
+    random_spikes_selection,
+)
 
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 

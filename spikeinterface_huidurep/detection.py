@@ -24,8 +24,8 @@ def detect_spikes(traces, params, job_kwargs):
     Detect spikes by matched filtering with the median waveform of the large ones.
 
     Where there are too few large spikes to learn from, the plain threshold on the traces decides. With
-    `peak_sign="both"` it also decides on positive peaks; a spike that has a trough too is detected at the trough, unless
-    the positive peak is much larger.
+    `peak_sign="both"` it also decides on positive peaks; a spike that has a trough too is detected at the trough,
+    unless the positive peak is much larger.
 
     Parameters
     ----------

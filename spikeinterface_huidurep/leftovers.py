@@ -2,7 +2,8 @@
 Find the spikes that are what a larger spike left over.
 
 A template fits the spikes of its neuron only so well: what is left of a large one, when it is taken away, may look like
-a spike of a smaller unit, or once more like one of another fragment of the same neuron. Such spikes come at the same few delays to the larger ones, far more often than chance has it.
+a spike of a smaller unit, or once more like one of another fragment of the same neuron. Such spikes come at the same
+few delays to the larger ones, far more often than chance has it.
 Neurons that do fire together, do so over several milliseconds: chance is measured there.
 """
 
@@ -38,7 +39,9 @@ def find_true_shares(sorting, norms, locations_um):
     shares : np.ndarray, float32, shape (n_spikes,)
         In the order of `sorting.to_spike_vector()`.
     """
-    max_delay, *chance_delays = (round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_MS, *CHANCE_DELAY_MS))
+    max_delay, *chance_delays = (
+        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_MS, *CHANCE_DELAY_MS)
+    )
     times = concatenate_segments(sorting, chance_delays[1])
     unit_indices = sorting.to_spike_vector()["unit_index"]
     rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]

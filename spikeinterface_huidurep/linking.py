@@ -13,7 +13,7 @@ import numpy as np
 from scipy.stats import poisson
 
 from spikeinterface_huidurep.matching import make_sorting
-from spikeinterface_huidurep.merging import MAX_LAG, find_lag
+from spikeinterface_huidurep.merging import MAX_LAG, find_centres, find_lag
 from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
@@ -153,8 +153,7 @@ def count_pairs(first_s, second_s, nearest_s, farthest_s):
 
 def locate_templates(templates):
     """Centre of mass of the squared peak-to-peak amplitude of every template, shape (n_units, 2) in um."""
-    weights = np.ptp(templates.get_dense_templates(), axis=1) ** 2
-    return weights @ templates.get_channel_locations()[:, :2] / weights.sum(axis=1, keepdims=True)
+    return find_centres(templates.get_dense_templates(), templates.get_channel_locations()[:, :2])
 
 
 def _concatenate_times(sorting, duration_s):

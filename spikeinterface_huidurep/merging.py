@@ -23,6 +23,7 @@ MAX_SEPARATION = 4.0  # SD; the halves of one Gaussian are 2.7 apart, and few sp
 MIN_SHARED_ENERGY = 0.7  # of both mean waveforms on the channels that two clusters share; with less they cannot be told
 MAX_DIFFERENCE = 0.5  # of the energy of the larger mean waveform; beyond it two clusters are not compared
 MAX_CORE_SCORE = 2.0  # times the threshold; dip score of two cores from which on there is a wide gap between them
+MIN_CORE_SHARE = 0.2  # of the larger of two cores; a smaller one holds collisions, which may join its neuron
 N_DIRECTIONS = 10  # in which the spikes of a pair vary most, for the discriminant
 MAX_VARIATION_SPIKES = 250  # of one cluster; they give these directions
 
@@ -86,9 +87,12 @@ class _Clusters:
         self.apart = set()
 
     def keep_apart(self, scores):
-        """Never merge clusters whose cores have one of these scores, if it is of a wide gap."""
+        """Never merge clusters whose cores have one of these scores, if it is of a wide gap and both are large."""
         limit = MAX_CORE_SCORE * self.threshold
-        self.apart = {pair for pair, (score, _) in scores.items() if limit <= score < np.inf}
+        for pair, (score, _) in scores.items():
+            sizes = [len(self.members[label]) for label in pair]
+            if limit <= score < np.inf and min(sizes) >= MIN_CORE_SHARE * max(sizes):
+                self.apart.add(pair)
 
     def merge(self, label, other, lag):
         """Give the spikes of `other`, moved by `lag` samples, to `label`."""
@@ -272,6 +276,12 @@ def find_lag(first, second):
         for lag in range(-MAX_LAG, MAX_LAG + 1)
     ]
     return int(np.argmin(differences)) - MAX_LAG, float(min(differences))
+
+
+def find_centres(waveforms, locations_um):
+    """Centres of mass of squared peak-to-peak amplitudes: (n_units, n_samples, n_channels) to (n_units, 2) in um."""
+    weights = np.ptp(waveforms, axis=1) ** 2
+    return weights @ locations_um / weights.sum(axis=1, keepdims=True)
 
 
 def shift_waveforms(waveforms, lag):

@@ -34,8 +34,9 @@ N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions
 MAX_PARTS, N_STARTS = 6, 5
 MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
-MAX_DIFFERENCE = 0.1  # of the energy of the larger template; beyond it two units are not compared
+MAX_DIFFERENCE = 0.2  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
+MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
@@ -265,10 +266,10 @@ def find_same_units(residuals, members, sizes, threshold):
     pairs : list of (int, int, int)
         Indices of the larger and of the smaller unit, and the lag of the smaller; the lowest dip score first.
     """
-    _, locations_um = residuals.describe_templates()
+    centres_um = residuals.locate_templates()
     pairs = []
     for first in range(len(members)):
-        distances_um = np.linalg.norm(locations_um - locations_um[first], axis=1)
+        distances_um = np.linalg.norm(centres_um - centres_um[first], axis=1)
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
@@ -284,10 +285,14 @@ def _score_units(residuals, units, members, sizes):
     whole = [residuals.waveforms[unit].T for unit in units]
     energies = [np.sum(waveform**2) for waveform in whole]
     lag, difference = find_lag(*whole)
+    n_values = residuals.n_template_samples * np.sum(np.any(whole, axis=(0, 2)))
+    difference -= n_values * np.sum(1 / sizes[list(units)])  # what the noise of the spikes adds
+    if difference > MAX_DIFFERENCE * max(energies):
+        return np.inf, 0
     waveforms = [waveform[channels] for waveform in whole]
     shares = [np.sum(waveform**2) / energy for waveform, energy in zip(waveforms, energies, strict=True)]
-    if min(shares) < MIN_SHARED_ENERGY or difference > MAX_DIFFERENCE * max(energies):
-        return np.inf, 0
+    if min(shares) < MIN_SHARED_ENERGY:
+        return (0.0 if difference <= MAX_SAME_DIFFERENCE * max(energies) else np.inf), lag
     vectors = []
     for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]

@@ -8,7 +8,7 @@ from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
 
-from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.merging import MAX_LAG, find_centres
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
@@ -25,6 +25,8 @@ class Residuals:
     """float32 (n_units, n_samples_of_template, n_channels): templates, longer than the window by any lag."""
     window: slice
     """The samples of `waveforms` that `values` are of."""
+    n_template_samples: int
+    """Samples of the templates themselves."""
     main_channels: np.ndarray
     """int (n_units,)."""
     neighborhoods: Neighborhoods
@@ -32,6 +34,10 @@ class Residuals:
     def describe_templates(self):
         """Norms (n_units,) in noise SD, and locations of the main channels (n_units, 2) in um, of the templates."""
         return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2))), self.neighborhoods.locations_um[self.main_channels]
+
+    def locate_templates(self):
+        """Centres of mass of the squared peak-to-peak amplitudes of the templates, shape (n_units, 2) in um."""
+        return find_centres(self.waveforms, self.neighborhoods.locations_um)
 
     def find_channels(self, unit_index):
         """Channels of the residuals of a unit, in their order."""
@@ -109,7 +115,7 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
     values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
-    return Residuals(values, *pad_templates(templates), main_channels, neighborhoods)
+    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods)
 
 
 def pad_templates(templates):

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.merging import (
+    MAX_CORE_SCORE,
     MAX_LAG,
     MAX_VARIATION_SPIKES,
+    _Clusters,
     dip_score,
     equalize_variation,
     find_lag,
@@ -123,6 +125,29 @@ def test_a_collision_cluster_does_not_join_two_units():
     for threshold in (THRESHOLD, 2 * THRESHOLD):
         labels, _ = merge(parts, truth, threshold=threshold)
         assert len(set(labels[truth < 2])) == 2
+
+
+@pytest.mark.parametrize(
+    "n_first, score, is_apart",
+    [
+        (100, MAX_CORE_SCORE * THRESHOLD, True),
+        (100, MAX_CORE_SCORE * THRESHOLD - 0.1, False),
+        (100, np.inf, False),  # not compared
+        (19, 99.0, False),  # too small beside the other
+    ],
+)
+def test_clusters_whose_cores_have_a_wide_gap_stay_apart(n_first, score, is_apart):
+    """Also when each has taken up a smaller one."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1, 2, 3], [n_first, 100, 15, 15])
+    waveforms, channels = make_spikes(rng, 10 * SMALL * pulse(), len(labels), channel=1)
+    clusters = _Clusters(waveforms, channels, labels, NEIGHBORHOODS, LOCATIONS_UM, THRESHOLD, 0)
+    clusters.keep_apart({(0, 1): (score, 0), (2, 3): (1.0, 0)})
+    clusters.merge(2, 0, 0)
+    clusters.merge(1, 3, 0)
+    found = {}
+    clusters.score_neighbors(1, found)
+    assert np.isinf(found[1, 2][0]) == is_apart
 
 
 def make_many(seed):

@@ -31,7 +31,8 @@ def find(waveforms, n_spikes, duration_s=DURATION_S, pitch_um=20.0):
 
 
 @pytest.mark.parametrize(
-    ("shift", "wanted"), [(0, False), (3, False), (4, True), (-4, True), (12, True), (20, True), (-45, True), (70, False)]
+    ("shift", "wanted"),
+    [(0, False), (3, False), (4, True), (-4, True), (12, True), (20, True), (-45, True), (70, False)],
 )
 def test_the_same_template_at_another_time(shift, wanted):
     assert find([FIRST, shift_samples(FIRST, shift)], [1000, 300]) == [False, wanted]

@@ -13,6 +13,7 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import MAX_LAG, project_on_difference, separation
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
+    MAX_SAME_DIFFERENCE,
     MIN_SEPARATION,
     MIN_SHARE,
     find_same_units,
@@ -284,7 +285,7 @@ def make_residuals(waveforms, main_channels, n_spikes=100, radius_um=60.0, seed=
     values = np.random.default_rng(seed).normal(size=size).astype("float32")
     templates = np.stack(waveforms).transpose(0, 2, 1).astype("float32")
     window = slice(PAD, PAD + N_SAMPLES)
-    residuals = Residuals(values, templates, window, np.array(main_channels), neighborhoods)
+    residuals = Residuals(values, templates, window, 0, np.array(main_channels), neighborhoods)
     return residuals, list(np.arange(len(values)).reshape(len(waveforms), n_spikes))
 
 
@@ -334,10 +335,25 @@ def test_unlike_templates_are_not_compared(share, n_pairs):
     assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
 
 
-@pytest.mark.parametrize("main_channels, n_pairs", [([1, 2], 1), ([0, 3], 1), ([0, 4], 0)])
-def test_units_far_apart_are_not_compared(main_channels, n_pairs):
-    residuals, members = make_residuals([np.ones((5, 1)) * long_pulse()] * 2, main_channels, radius_um=200.0)
+@pytest.mark.parametrize("n_values, n_pairs", [(0, 0), (5000, 1)])
+def test_noise_of_the_templates_makes_no_difference(n_values, n_pairs):
+    """100 spikes each add 2 / 100 of the variance of the noise to every value of the difference."""
+    smaller = (1 - np.sqrt(1.1 * MAX_DIFFERENCE)) * SHAPE
+    residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    residuals.n_template_samples = n_values // len(SHAPE)
     assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
+
+
+@pytest.mark.parametrize("main_channels", [[1, 2], [0, 4]])
+def test_the_same_template_is_compared_wherever_its_main_channel_is(main_channels):
+    residuals, members = make_residuals([np.ones((5, 1)) * long_pulse()] * 2, main_channels, radius_um=200.0)
+    assert find_same(residuals, members) == [(0, 1, 0)]
+
+
+def test_units_far_apart_are_not_compared():
+    shapes = [np.eye(5)[[channel]].T * long_pulse() for channel in (0, 4)]
+    residuals, members = make_residuals(shapes, [0, 4], radius_um=200.0)
+    assert find_same(residuals, members, threshold=1e6) == []
 
 
 def test_only_the_channels_of_both_units_are_compared():
@@ -349,17 +365,20 @@ def test_only_the_channels_of_both_units_are_compared():
     assert find_same(residuals, members) == [(0, 1, 0)]
 
 
-@pytest.mark.parametrize("size, n_pairs", [(9.0, 0), (11.0, 1)])
-def test_units_that_share_little_of_their_energy_are_not_compared(size, n_pairs):
+@pytest.mark.parametrize(
+    "size, difference, n_pairs",
+    [(9.0, 1.05 * MAX_SAME_DIFFERENCE, 0), (9.0, 0.95 * MAX_SAME_DIFFERENCE, 1), (11.0, 0.95 * MAX_DIFFERENCE, 1)],
+)
+def test_units_that_share_little_of_their_energy_are_one_only_if_alike(size, difference, n_pairs):
     """Channels 0, 1, 2 and 2, 3, 4 of one neuron: channel 2 has 0.17 or 0.23 of its energy."""
     shape = np.array([[10.0], [10.0], [size], [10.0], [10.0]]) * long_pulse()
-    residuals, members = make_residuals([shape, shape], [1, 3], radius_um=20.0)
+    residuals, members = make_residuals([shape, (1 - np.sqrt(difference)) * shape], [1, 3], radius_um=20.0)
     assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
 
 
 def test_units_that_are_unlike_beyond_the_channels_compared_are_two():
     """Channels 0, 1, 2 are alike, channel 4 is not."""
-    shapes = [np.array([[10.0], [10.0], [10.0], [0.0], [last]]) * long_pulse() for last in (0.0, 7.0)]
+    shapes = [np.array([[10.0], [10.0], [10.0], [0.0], [last]]) * long_pulse() for last in (0.0, 10.0)]
     residuals, members = make_residuals(shapes, [1, 1], radius_um=20.0)
     assert find_same(residuals, members, threshold=1e6) == []
     residuals, members = make_residuals(shapes[:1] * 2, [1, 1], radius_um=20.0)

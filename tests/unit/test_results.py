@@ -64,7 +64,9 @@ ALONE = 1 / (1 + OTHER_ODDS)  # posterior of a spike that no other unit competes
 
 def posterior_of_residuals(residuals, differences, frequencies=1.0):
     energies = np.sum(differences**2, axis=(1, 2))
-    return posterior_of_products(multiply(residuals, differences), energies, np.broadcast_to(frequencies, len(energies)))
+    return posterior_of_products(
+        multiply(residuals, differences), energies, np.broadcast_to(frequencies, len(energies))
+    )
 
 
 def slow_posteriors(residuals, differences, frequencies):

@@ -1,0 +1,96 @@
+"""Detection: one peak a spike, at the trough, or at the positive peak of a spike that has hardly a trough."""
+
+import numpy as np
+import pytest
+from probeinterface import generate_linear_probe
+from spikeinterface.core import NumpyRecording
+from spikeinterface.core.base import base_peak_dtype
+
+from spikeinterface_huidurep.detection import MIN_POSITIVE_RATIO, detect_spikes, find_pairs, join_signs
+from spikeinterface_huidurep.params import SorterParams
+
+SAMPLING_FREQUENCY = 30_000.0
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
+LOCATIONS_UM = np.array([[0.0, 0.0], [0.0, 50.0], [0.0, 200.0]])
+
+
+def make_peaks(*rows):
+    """Peaks (sample, channel, amplitude, segment)."""
+    return np.array([*rows], dtype=base_peak_dtype)
+
+
+def join(troughs, positive):
+    joined = join_signs(make_peaks(*troughs), make_peaks(*positive), LOCATIONS_UM, 100.0, SAMPLING_FREQUENCY)
+    return joined.tolist()
+
+
+@pytest.mark.parametrize(
+    ("positive", "wanted"),
+    [
+        ((1000, 0, 8.0, 0), "trough"),
+        ((1020, 1, 8.0, 0), "trough"),
+        ((1020, 1, 6.0 * MIN_POSITIVE_RATIO, 0), "trough"),
+        ((1020, 1, 6.1 * MIN_POSITIVE_RATIO, 0), "positive"),
+        ((964, 0, 90.0, 0), "positive"),
+        ((1037, 0, 8.0, 0), "both"),
+        ((963, 0, 90.0, 0), "both"),
+        ((1000, 2, 90.0, 0), "both"),
+        ((1000, 0, 90.0, 1), "both"),
+    ],
+)
+def test_a_spike_has_one_peak(positive, wanted):
+    trough = (1000, 0, -6.0, 0)
+    kept = {"trough": [trough], "positive": [positive], "both": sorted([trough, positive], key=lambda p: (p[3], p[0]))}
+    assert join([trough], [positive]) == kept[wanted]
+
+
+def test_a_positive_peak_that_goes_takes_no_trough_with_it():
+    troughs = [(990, 0, -2.0, 0), (1010, 1, -6.0, 0)]  # larger than the first, not much larger than the second
+    assert join(troughs, [(1000, 0, 8.0, 0)]) == troughs
+
+
+@pytest.mark.parametrize("n_troughs, n_positive", [(0, 0), (0, 2), (2, 0)])
+def test_nothing_of_one_sign(n_troughs, n_positive):
+    troughs = [(100 * k, 0, -6.0, 0) for k in range(n_troughs)]
+    positive = [(100 * k, 0, 6.0, 0) for k in range(n_positive)]
+    assert join(troughs, positive) == troughs + positive
+
+
+def test_pairs_are_those_of_a_loop():
+    rng = np.random.default_rng(6)
+    times, others = rng.integers(0, 500, 60), np.sort(rng.integers(0, 500, 40))
+    found = zip(*find_pairs(times, others, 7), strict=True)
+    wanted = [(i, j) for i, t in enumerate(times) for j, other in enumerate(others) if abs(t - other) <= 7]
+    assert list(found) == wanted
+
+
+@pytest.fixture(scope="module")
+def two_signs():
+    """White noise, a unit with a trough on channel 1, and one with a positive peak on channel 6."""
+    rng = np.random.default_rng(0)
+    traces = rng.normal(size=(300_000, 8)).astype("float32")
+    pulse = np.exp(-0.5 * (np.arange(-15, 16) / 4) ** 2)
+    samples = np.arange(1000, 299_000, 700)
+    for sample in samples:
+        traces[sample - 15 : sample + 16, 1] -= 14 * pulse
+        traces[sample + 5 : sample + 36, 1] += 6 * pulse  # after the trough
+        traces[sample + 335 : sample + 366, 6] += 12 * pulse
+    recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
+    probe = generate_linear_probe(num_elec=8, ypitch=40.0)
+    probe.set_device_channel_indices(np.arange(8))
+    recording.set_probe(probe)
+    return recording, samples
+
+
+@pytest.mark.parametrize("peak_sign, n_found", [("neg", (1, 0)), ("pos", (1, 1)), ("both", (1, 1))])
+def test_units_of_both_signs_are_found(two_signs, peak_sign, n_found):
+    recording, samples = two_signs
+    peaks = detect_spikes(recording, SorterParams(peak_sign=peak_sign), JOB_KWARGS)
+    assert (np.diff(peaks["sample_index"]) >= 0).all()
+    for channel, offset, wanted in ((1, 0 if peak_sign != "pos" else 20, n_found[0]), (6, 350, n_found[1])):
+        times = peaks["sample_index"][peaks["channel_index"] == channel]
+        n_near = [np.sum(np.abs(times - sample - offset) <= 15) for sample in samples]
+        assert np.mean(n_near) == pytest.approx(wanted, abs=0.03)
+        signs = np.sign(peaks["amplitude"][peaks["channel_index"] == channel])
+        if wanted:
+            assert np.mean(signs == (1 if channel == 6 or peak_sign == "pos" else -1)) > 0.98
