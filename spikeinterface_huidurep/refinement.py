@@ -34,7 +34,8 @@ N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions
 MAX_PARTS, N_STARTS = 6, 5
 MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
-MAX_DIFFERENCE = 0.2  # of the energy of the larger template, without noise; beyond it two units are not compared
+MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
+MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
@@ -287,7 +288,7 @@ def _score_units(residuals, units, members, sizes):
     lag, difference = find_lag(*whole)
     n_values = residuals.n_template_samples * np.sum(np.any(whole, axis=(0, 2)))
     difference -= n_values * np.sum(1 / sizes[list(units)])  # what the noise of the spikes adds
-    if difference > MAX_DIFFERENCE * max(energies):
+    if difference > max(MAX_DIFFERENCE * max(energies), MIN_DISTANCE**2):
         return np.inf, 0
     waveforms = [waveform[channels] for waveform in whole]
     shares = [np.sum(waveform**2) / energy for waveform, energy in zip(waveforms, energies, strict=True)]

@@ -14,6 +14,7 @@ from spikeinterface_huidurep.merging import MAX_LAG, project_on_difference, sepa
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MAX_SAME_DIFFERENCE,
+    MIN_DISTANCE,
     MIN_SEPARATION,
     MIN_SHARE,
     find_same_units,
@@ -332,6 +333,14 @@ def test_spikes_are_compared_not_residuals():
 def test_unlike_templates_are_not_compared(share, n_pairs):
     smaller = (1 - np.sqrt(share * MAX_DIFFERENCE)) * SHAPE
     residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
+
+
+@pytest.mark.parametrize("distance, n_pairs", [(0.99 * MIN_DISTANCE, 1), (1.01 * MIN_DISTANCE, 0)])
+def test_close_templates_are_compared_however_small(distance, n_pairs):
+    small = 15 / np.linalg.norm(SHAPE) * SHAPE
+    smaller = (1 - distance / 15) * small
+    residuals, members = make_residuals([small, smaller], [1, 1])
     assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
 
 
