@@ -16,6 +16,8 @@ import scipy.signal
 import spikeinterface.full as si
 from probes import make_neuropixels_probe
 
+from spikeinterface_huidurep.redundancy import shift_samples
+
 SAMPLING_FREQUENCY_HZ = 30000.0
 N_CHANNELS = 64
 N_UNITS = 30
@@ -138,9 +140,4 @@ def place_templates(file_path, rng):
 def centre_waveform(waveform):
     """The waveform (n_samples, n_channels), moved so that its largest extremum is at N_BEFORE if it is far from it."""
     offset = int(np.abs(waveform).max(axis=1).argmax()) - N_BEFORE
-    if abs(offset) <= MAX_OFFSET:
-        return waveform
-    moved = np.zeros_like(waveform)
-    n_kept = len(waveform) - abs(offset)
-    moved[max(0, -offset) :][:n_kept] = waveform[max(0, offset) :][:n_kept]
-    return moved
+    return shift_samples(waveform, -offset) if abs(offset) > MAX_OFFSET else waveform
