@@ -113,7 +113,7 @@ def parse_param(text):
     """
     name, separator, value = text.partition("=")
     if not separator or not name:
-        raise ValueError(f"--param {text!r} is not allowed; wanted NAME=VALUE")
+        raise ValueError(f"{text!r} is not allowed; wanted NAME=VALUE")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

@@ -42,6 +42,8 @@ class TrainConfig:
     """Of the key encoder at step 0; 1 at the end."""
     temperature: float = 0.2
     """Of the contrast."""
+    contrast: float = 1.0
+    """Weight of the contrast."""
     alpha: float = 1.0
     """Weight of the denoising error."""
     beta: float = 1.0
@@ -68,12 +70,19 @@ class TrainConfig:
     """Threads of torch; 0 leaves torch's default."""
 
 
-def load_config(name):
+def load_config(name, changes=None):
     """
     Read a toml file with the tables [train], [views] and [encoder].
 
     `layout` in [encoder] says which encoder the other fields of that table describe: "channels" (the default) or
     "paper".
+
+    Parameters
+    ----------
+    name : str
+        Of a file in training/configs, or the path of a toml file.
+    changes : dict of "table.field" -> value | None, default: None
+        Fields to set otherwise than the file does.
 
     Returns
     -------
@@ -89,6 +98,9 @@ def load_config(name):
         known = ", ".join(sorted(file.stem for file in CONFIG_FOLDER.glob("*.toml")))
         raise ValueError(f"no configuration at {path}; shipped ones: {known}")
     tables = tomllib.loads(path.read_text())
+    for field_name, value in (changes or {}).items():
+        table, _, field = field_name.partition(".")
+        tables.setdefault(table, {})[field] = value
     layout = tables.get("encoder", {}).pop("layout", DEFAULT_LAYOUT)
     kinds = {"train": TrainConfig, "views": ViewConfig, "encoder": find_config_class(layout)}
     for table, values in tables.items():

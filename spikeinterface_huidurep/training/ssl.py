@@ -133,18 +133,20 @@ class MomentumContrast(nn.Module):
     n_projected : int, default: 128
         Dimensions in which pairs are compared.
     temperature : float, default: 0.2
+    contrast : float, default: 1.0
+        Weight of the contrast.
     alpha : float, default: 1.0
         Weight of the denoising error of the channel decoder.
     beta : float, default: 1.0
         Weight of the error of the waveform read from the embedding.
     """
 
-    def __init__(self, encoder, *, hidden=256, n_projected=128, temperature=0.2, alpha=1.0, beta=1.0):
+    def __init__(self, encoder, *, hidden=256, n_projected=128, temperature=0.2, contrast=1.0, alpha=1.0, beta=1.0):
         super().__init__()
         if temperature <= 0:
             raise ValueError(f"temperature must be > 0, got {temperature}")
         n_dims = encoder.config.n_dims
-        self.temperature, self.alpha, self.beta = temperature, alpha, beta
+        self.temperature, self.contrast, self.alpha, self.beta = temperature, contrast, alpha, beta
         self.encoder = encoder
         self.projector = build_mlp([n_dims, hidden, n_projected], affine_end=False)
         self.predictor = build_mlp([n_projected, hidden, n_projected], affine_end=False)
@@ -183,7 +185,7 @@ class MomentumContrast(nn.Module):
         contrastive = contrastive + info_nce(results[1]["query"], keys[0], self.temperature)
         dae = 0.5 * (results[0]["dae"] + results[1]["dae"])
         read = 0.5 * (results[0]["read"] + results[1]["read"])
-        loss = contrastive + self.alpha * dae + self.beta * read
+        loss = self.contrast * contrastive + self.alpha * dae + self.beta * read
         parts = self._summarise(results[0], keys[1])
         parts.update(loss=loss.item(), contrastive=contrastive.item(), dae=dae.item(), read=read.item())
         return loss, parts

@@ -4,6 +4,7 @@ Train the encoder without labels.
     python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR
     python -m spikeinterface_huidurep.training.train --config smoke --out FOLDER
     python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR --resume
+    python -m spikeinterface_huidurep.training.train --config v1 --change train.seed=1 --out FOLDER --data DIR
     python -m spikeinterface_huidurep.training.train --recording RECORDING --out my.safetensors
 
 `--config` is the name of a file in training/configs or the path of a toml file. FOLDER receives encoder.safetensors
@@ -23,6 +24,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ..cli import parse_param
 from ..model.layouts import build_encoder
 from ..model.weights import save_encoder
 from .calibration import calibrate_encoder
@@ -226,6 +228,7 @@ def build_model(train_config, encoder_config, start=None):
             hidden=train_config.hidden,
             n_projected=train_config.n_projected,
             temperature=train_config.temperature,
+            contrast=train_config.contrast,
             alpha=train_config.alpha,
             beta=train_config.beta,
         ).train()
@@ -297,6 +300,13 @@ def main(arguments=None):
         metavar="NAME=VALUE",
         help="with --recording: a parameter that it will be sorted with (docs/parameters.md); may be repeated",
     )
+    parser.add_argument(
+        "--change",
+        action="append",
+        default=[],
+        metavar="TABLE.FIELD=VALUE",
+        help="sets a field of the configuration, as train.seed=1 or views.drift_probability=0; may be repeated",
+    )
     parser.add_argument("--resume", action="store_true", help="continue an interrupted run with the same --out")
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
@@ -305,9 +315,11 @@ def main(arguments=None):
         return
     options.config = options.config or "v1"
     command = f"python -m spikeinterface_huidurep.training.train --config {options.config} --out FOLDER"
+    command += "".join(f" --change {change}" for change in options.change)
     command += (" --data DIR" if options.data else "") + (" --resume" if options.resume else "")
     card = dict(command=command, commit=find_commit(), config=options.config)
-    trainer = Trainer(*load_config(options.config), options.out, options.data, card)
+    config = load_config(options.config, dict(parse_param(text) for text in options.change))
+    trainer = Trainer(*config, options.out, options.data, card)
     if options.resume:
         trainer.resume()
     logger.info("wrote %s", trainer.run())
@@ -316,11 +328,10 @@ def main(arguments=None):
 def _finetune(options):
     from spikeinterface import load
 
-    from ..cli import parse_param
     from .finetune import finetune_encoder
 
-    if options.data is not None:
-        raise ValueError("--data is for training from the start; with --recording leave it out")
+    if options.data is not None or options.change:
+        raise ValueError("--data and --change are for training from the start; with --recording leave them out")
     finetune_encoder(
         load(options.recording),
         options.out,

@@ -102,9 +102,10 @@ def test_buckets_change_nothing(model):
 
 
 def test_loss_reaches_query_network_only_and_is_the_sum_of_its_parts(model):
-    model.alpha, model.beta = 0.5, 2.0
+    model.contrast, model.alpha, model.beta = 0.3, 0.5, 2.0
     loss, parts = model(make_views(seed=0), make_views(seed=1))
-    assert loss.item() == pytest.approx(parts["contrastive"] + 0.5 * parts["dae"] + 2 * parts["read"], rel=1e-5)
+    expected = 0.3 * parts["contrastive"] + 0.5 * parts["dae"] + 2 * parts["read"]
+    assert loss.item() == pytest.approx(expected, rel=1e-5)
     loss.backward()
     for name, value in model.named_parameters():
         assert (value.grad is None) == name.startswith("key_"), name

@@ -107,6 +107,16 @@ def test_shipped_configs_load(name, layout, n_samples):
     assert train_config.n_steps > 0 and encoder_config.layout == layout and encoder_config.n_samples == n_samples
 
 
+def test_changed_fields_of_a_config():
+    changes = {"train.seed": 7, "views.drift_probability": 0.0, "encoder.n_dims": 16}
+    train_config, view_config, encoder_config = load_config("v1", changes)
+    assert (train_config.seed, view_config.drift_probability, encoder_config.n_dims) == (7, 0.0, 16)
+    assert train_config.n_steps == load_config("v1")[0].n_steps
+    for wrong in ("train.steps", "optimiser.steps", "seed"):
+        with pytest.raises(ValueError, match="unknown"):
+            load_config("v1", {wrong: 3})
+
+
 def test_wrong_configs_are_named(tmp_path):
     with pytest.raises(ValueError, match="finetune, paper, smoke, v1"):
         load_config("v9")
