@@ -17,6 +17,7 @@ COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be
 QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron
 TEMPERATURE = 5.5  # divides the log-odds: neurons vary in more ways than the spread along one line shows
 OTHER_ODDS = 0.01  # of a spike that is of none of the units, to one of its own
+MAX_ODDS = 3.0  # against the unit that matching has chosen among all, however well others fit what is compared here
 
 
 def compute_posteriors(sorting, residuals, neurons):
@@ -89,7 +90,8 @@ def posterior_of_products(products, energies, frequencies):
     spread = median_abs_deviation(along, axis=0, scale="normal")
     log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) / TEMPERATURE
     odds = frequencies * np.exp(np.clip(log_odds, -50, 50))
-    return (1 / (1 + OTHER_ODDS + odds.sum(axis=1))).astype("float32")
+    total = odds.sum(axis=1)
+    return (1 / (1 + OTHER_ODDS + total / (1 + total / MAX_ODDS))).astype("float32")
 
 
 def describe_units(sorting, templates, posteriors, peak_sign):

@@ -14,6 +14,7 @@ from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.refinement import N_AROUND
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
+    MAX_ODDS,
     OTHER_ODDS,
     QUALITY_NORM,
     TEMPERATURE,
@@ -79,7 +80,11 @@ def slow_posteriors(residuals, differences, frequencies):
         sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
         odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd / TEMPERATURE
         odds[:, other] += np.log(frequencies[other])
-    return 1 / (1 + OTHER_ODDS + np.exp(odds).sum(axis=1))
+    return 1 / (1 + OTHER_ODDS + limit_odds(np.exp(odds).sum(axis=1)))
+
+
+def limit_odds(odds):
+    return odds * MAX_ODDS / (odds + MAX_ODDS)
 
 
 @settings(max_examples=20, deadline=None)
@@ -96,14 +101,15 @@ def test_posteriors_against_a_slow_softmax(n_channels, n_others, seed, scale):
 
 def test_equal_units_share_and_far_ones_do_not_overflow():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
-    assert posterior_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full(9, 1 / (4 + OTHER_ODDS)))
+    shared = 1 / (1 + OTHER_ODDS + limit_odds(3))
+    assert posterior_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full(9, shared))
     assert posterior_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.full(9, ALONE))
 
 
 def test_a_rare_unit_takes_few_spikes_from_a_frequent_one():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
     of_rare = posterior_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1])
-    assert of_rare == pytest.approx(np.full(9, 1 / (1.1 + OTHER_ODDS)))
+    assert of_rare == pytest.approx(np.full(9, 1 / (1 + OTHER_ODDS + limit_odds(0.1))))
 
 
 def test_a_spike_of_another_unit_is_told():
@@ -113,7 +119,7 @@ def test_a_spike_of_another_unit_is_told():
     residuals = rng.normal(size=(50, 2, 60))
     residuals[7] += difference[0]
     posteriors = posterior_of_residuals(residuals, difference)
-    assert posteriors[7] < 0.05
+    assert posteriors[7] == pytest.approx(1 / (1 + OTHER_ODDS + MAX_ODDS), rel=0.01)
     assert np.delete(posteriors, 7).min() > 0.9
 
 
