@@ -8,7 +8,9 @@ from spikeinterface.sortingcomponents.tools import clean_templates, compute_spar
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
-MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template found things of many kinds
+MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
+MIN_SIZE = 1.0  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by
+MIN_SIMILARITY = 0.9  # cosine between their mean and the template
 MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
 MAX_COINCIDENCE = 0.5  # share of the spikes of a unit that may be at those of a stronger one
 MAX_COINCIDENCE_MS = 0.5  # between two spikes that count as one
@@ -43,19 +45,7 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
         peaks[order], spikes["unit_index"], sorting.unit_ids, traces, TEMPLATE_RADIUS_UM
     )
     nbefore, nafter = (ms_to_samples(ms, traces.sampling_frequency) for ms in (params.ms_before, params.ms_after))
-    means = estimate_templates_with_accumulator(
-        traces, spikes, sorting.unit_ids, nbefore, nafter, return_in_uV=False, sparsity_mask=sparsity.mask, **job_kwargs
-    )
-    templates = Templates(
-        templates_array=means,
-        sampling_frequency=traces.sampling_frequency,
-        nbefore=nbefore,
-        channel_ids=traces.channel_ids,
-        unit_ids=sorting.unit_ids,
-        sparsity_mask=sparsity.mask,
-        probe=traces.get_probe(),
-        is_in_uV=False,
-    )
+    templates = average_spikes(traces, sorting, nbefore, nafter, sparsity.mask, job_kwargs)
     templates = clean_templates(
         templates,
         sparsify_threshold=MIN_CHANNEL_PTP,
@@ -63,6 +53,47 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
         min_snr=params.min_snr,
     )
     return templates if len(templates.unit_ids) > 0 else None
+
+
+def average_spikes(traces, sorting, nbefore, nafter, sparsity_mask, job_kwargs):
+    """
+    Mean waveforms of the units of a sorting.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    sorting : BaseSorting
+    nbefore, nafter : int
+        Samples before the spike, and from it on.
+    sparsity_mask : np.ndarray, bool, shape (n_units, n_channels)
+        The channels of each unit.
+    job_kwargs : dict
+
+    Returns
+    -------
+    templates : spikeinterface.core.Templates
+        Sparse.
+    """
+    means = estimate_templates_with_accumulator(
+        traces,
+        sorting.to_spike_vector(),
+        sorting.unit_ids,
+        nbefore,
+        nafter,
+        return_in_uV=False,
+        sparsity_mask=sparsity_mask,
+        **job_kwargs,
+    )
+    return Templates(
+        templates_array=means,
+        sampling_frequency=traces.sampling_frequency,
+        nbefore=nbefore,
+        channel_ids=traces.channel_ids,
+        unit_ids=sorting.unit_ids,
+        sparsity_mask=sparsity_mask,
+        probe=traces.get_probe(),
+        is_in_uV=False,
+    )
 
 
 def move_inside(peaks, traces):
@@ -121,22 +152,25 @@ def match_templates(traces, templates, params, job_kwargs):
     return sorting
 
 
-def keep_confirmed_units(sorting, templates, n_spikes):
+def keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs):
     """
     Leave out units that matching does not confirm.
 
-    A weak template that found far more spikes than it was made of found things of many kinds, or noise. One that found
-    far fewer was made of spikes of others. And one that fires with a stronger unit takes what that one's template
-    leaves of its spikes.
+    A weak template that found far more spikes than it was made of found noise, or things of many kinds, unless its
+    spikes are like those of a neuron of which few were detected (`find_lasting_units`). A template that found far fewer
+    spikes was made of those of others. And one that fires with a stronger unit takes what that one's template leaves of
+    its spikes.
 
     Parameters
     ----------
+    traces : BaseRecording
     sorting : NumpySorting
-        What matching found.
+        What matching found in them.
     templates : spikeinterface.core.Templates
         Of all units of the sorting, and maybe of others.
     n_spikes : dict of unit id -> float
         Number of detected spikes that the template was made of.
+    job_kwargs : dict
 
     Returns
     -------
@@ -144,14 +178,39 @@ def keep_confirmed_units(sorting, templates, n_spikes):
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
     norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, n_spikes), strict=True))
-    confirmed = [
-        unit_id
-        for unit_id in sorting.unit_ids.tolist()
-        if found[unit_id] >= MIN_CONFIRMED * n_spikes[unit_id]
-        and (found[unit_id] <= MAX_INFLATION * n_spikes[unit_id] or norms[unit_id] >= WEAK_NORM)
-    ]
-    sorting = sorting.select_units(confirmed)
+    frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * n_spikes[id_]]
+    inflated = [id_ for id_ in frequent if found[id_] > MAX_INFLATION * n_spikes[id_] and norms[id_] < WEAK_NORM]
+    lasting = find_lasting_units(traces, sorting.select_units(inflated), templates.select_units(inflated), job_kwargs)
+    sorting = sorting.select_units([id_ for id_ in frequent if id_ not in inflated or id_ in lasting])
     return sorting.select_units(find_independent_units(sorting, norms))
+
+
+def find_lasting_units(traces, sorting, templates, job_kwargs):
+    """
+    Units whose spikes have a mean that is at least as large as their template, and like it.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    sorting : BaseSorting
+    templates : spikeinterface.core.Templates
+        Of the units of the sorting, in their order.
+    job_kwargs : dict
+
+    Returns
+    -------
+    unit_ids : list of int
+    """
+    if len(sorting.unit_ids) == 0:
+        return []
+    means = average_spikes(traces, sorting, templates.nbefore, templates.nafter, templates.sparsity_mask, job_kwargs)
+    found, expected = (
+        waveforms.get_dense_templates().reshape(len(sorting.unit_ids), -1) for waveforms in (means, templates)
+    )
+    norms_found, norms_expected = (np.linalg.norm(values, axis=1) for values in (found, expected))
+    along = np.sum(found * expected, axis=1) / norms_expected
+    lasts = (along >= MIN_SIZE * norms_expected) & (along >= MIN_SIMILARITY * norms_found)
+    return sorting.unit_ids[lasts].tolist()
 
 
 def find_independent_units(sorting, norms):

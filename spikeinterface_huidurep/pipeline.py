@@ -205,7 +205,7 @@ def match_units(traces, templates, n_spikes, params, job_kwargs):
     """
     templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
     sorting = match_templates(traces, templates, params, job_kwargs)
-    sorting = keep_confirmed_units(sorting, templates, n_spikes)
+    sorting = keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs)
     return sorting, templates.select_units(sorting.unit_ids)
 
 

@@ -6,16 +6,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording, Templates
 from spikeinterface.core.base import base_peak_dtype
+from spikeinterface.core.generate import InjectTemplatesRecording
 
 from spikeinterface_huidurep.matching import (
     MAX_COINCIDENCE,
     MAX_COINCIDENCE_MS,
     MAX_INFLATION,
     MIN_CONFIRMED,
+    MIN_SIMILARITY,
+    MIN_SIZE,
     WEAK_NORM,
     estimate_templates,
     find_coincidences,
     find_independent_units,
+    find_lasting_units,
     keep_confirmed_units,
     keep_frequent_units,
     make_sorting,
@@ -223,24 +227,72 @@ def test_norm_is_that_of_the_neuron_however_few_the_spikes(n_spikes, norm):
 APART = 1000  # samples between spikes that do not coincide
 
 
-def keep_confirmed(found, norms, n_spikes):
-    """Ids that `keep_confirmed_units` leaves of units with `found` spikes far apart; ids are 10, 20, ..."""
+def inject_spikes(sorting, templates, sizes=None):
+    """Traces with the template of every spike, `sizes` (by unit) times as large; silence for None."""
+    n_samples = int(sorting.to_spike_vector()["sample_index"].max(initial=0)) + APART
+    silence = NumpyRecording([np.zeros((n_samples, 4), "float32")], SAMPLING_FREQUENCY)
+    silence.set_dummy_probe_from_locations(20.0 * np.arange(8.0).reshape(4, 2))
+    if sizes is None:
+        return silence
+    return InjectTemplatesRecording(
+        sorting,
+        templates.get_dense_templates().astype("float32"),
+        nbefore=templates.nbefore,
+        amplitude_factor=np.asarray(sizes)[sorting.to_spike_vector()["unit_index"]],
+        parent_recording=silence,
+    )
+
+
+def make_units(found, norms):
+    """Sorting of units with `found` spikes far apart, and their templates; ids are 10, 20, ..."""
     unit_ids = 10 * np.arange(1, len(found) + 1)
     labels = np.repeat(unit_ids, found)
-    samples = APART * np.arange(len(labels))
+    samples = APART * np.arange(1, len(labels) + 1)
     sorting, _ = make_sorting(samples, labels, np.zeros(len(labels), int), SAMPLING_FREQUENCY)
     arrays = [np.full((25, 4), norm / 10) for norm in norms]  # 100 values
-    templates = make_sparse_templates(arrays, np.ones((len(found), 4), dtype=bool), unit_ids)
-    sorting = keep_confirmed_units(sorting, templates, dict(zip(unit_ids.tolist(), n_spikes, strict=True)))
-    counts = sorting.count_num_spikes_per_unit(outputs="array")
-    assert counts.tolist() == [n for n, unit_id in zip(found, unit_ids, strict=True) if unit_id in sorting.unit_ids]
-    return sorting.unit_ids.tolist()
+    return sorting, make_sparse_templates(arrays, np.ones((len(found), 4), dtype=bool), unit_ids)
+
+
+def keep_confirmed(found, norms, n_spikes, sizes=None):
+    """Ids that `keep_confirmed_units` leaves of these units, whose spikes have `sizes` times the template."""
+    sorting, templates = make_units(found, norms)
+    traces = inject_spikes(sorting, templates, sizes)
+    made_of = dict(zip(templates.unit_ids.tolist(), n_spikes, strict=True))
+    kept = keep_confirmed_units(traces, sorting, templates, made_of, JOB_KWARGS)
+    counts = kept.count_num_spikes_per_unit(outputs="array")
+    assert counts.tolist() == [
+        n for n, unit_id in zip(found, sorting.unit_ids, strict=True) if unit_id in kept.unit_ids
+    ]
+    return kept.unit_ids.tolist()
 
 
 def test_weak_units_with_many_more_spikes_are_dropped():
     weak, strong = 0.8 * WEAK_NORM, 1.1 * WEAK_NORM
     few, many = int(MAX_INFLATION * 100), int(MAX_INFLATION * 100) + 1
     assert keep_confirmed([few, many, many, 90], [weak, weak, strong, weak], [100.0] * 4) == [10, 30, 40]
+
+
+def test_weak_units_with_many_more_spikes_are_kept_where_these_are_large():
+    sizes = [0.9 * MIN_SIZE, 1.1 * MIN_SIZE, 1.3 * MIN_SIZE]
+    assert keep_confirmed([1000] * 3, [0.8 * WEAK_NORM] * 3, [100.0] * 3, sizes) == [20, 30]
+
+
+@pytest.mark.parametrize("size, lasts", [(0.95 * MIN_SIZE, False), (1.05 * MIN_SIZE, True)])
+def test_units_last_where_their_spikes_are_as_large(size, lasts):
+    sorting, templates = make_units([20, 30], [10.0, 12.0])
+    traces = inject_spikes(sorting, templates, [1.5, size])
+    assert find_lasting_units(traces, sorting, templates, JOB_KWARGS) == ([10, 20] if lasts else [10])
+    assert find_lasting_units(traces, sorting.select_units([]), templates.select_units([]), JOB_KWARGS) == []
+
+
+@pytest.mark.parametrize("share, lasts", [(1.05 * MIN_SIMILARITY**2, True), (0.95 * MIN_SIMILARITY**2, False)])
+def test_units_last_where_their_spikes_are_alike(share, lasts):
+    sorting, templates = make_units([20], [10.0])
+    array = templates.get_dense_templates().copy()
+    array[:, round(share * array.shape[1]) :] = 0  # the cosine of it and the whole is the root of the share
+    part = make_sparse_templates(array, np.ones((1, 4), dtype=bool), [10])
+    traces = inject_spikes(sorting, templates, [3.0])
+    assert find_lasting_units(traces, sorting, part, JOB_KWARGS) == ([10] if lasts else [])
 
 
 @pytest.mark.parametrize("norm", [0.8 * WEAK_NORM, 3 * WEAK_NORM])
@@ -338,7 +390,9 @@ def test_units_that_fire_with_a_stronger_one_are_not_confirmed():
     sorting, _ = make_sorting(np.r_[TRAIN, TRAIN + 2], np.repeat([3, 8], 100), np.zeros(200, int), SAMPLING_FREQUENCY)
     arrays = [np.full((25, 4), norm / 10) for norm in (20.0, 30.0)]
     templates = make_sparse_templates(arrays, np.ones((2, 4), dtype=bool), [3, 8])
-    assert keep_confirmed_units(sorting, templates, {3: 100.0, 8: 100.0}).unit_ids.tolist() == [8]
+    traces = inject_spikes(sorting, templates)
+    confirmed = keep_confirmed_units(traces, sorting, templates, {3: 100.0, 8: 100.0}, JOB_KWARGS)
+    assert confirmed.unit_ids.tolist() == [8]
 
 
 SAMPLES = st.lists(st.integers(0, 200), max_size=30).map(sorted)
