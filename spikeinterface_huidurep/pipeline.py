@@ -37,6 +37,7 @@ from spikeinterface_huidurep.results import (
     save_clustering,
     save_results,
 )
+from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
 from spikeinterface_huidurep.waveforms import Neighborhoods, extract_waveforms
 
 logger = logging.getLogger(__name__)
@@ -190,6 +191,33 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             break
         templates = new_templates
         shutil.rmtree(spikes_folder, ignore_errors=True)
+    if residuals is None:
+        return sorting, templates, residuals
+    return follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock)
+
+
+def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
+    """
+    Match again where the waveforms of units change slowly.
+
+    Returns
+    -------
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+    residuals : Residuals
+        As they are, if none changes.
+    """
+    blocks = split_time(traces)
+    changes = find_changes(sorting, residuals, blocks)
+    n_changed = len(set().union(*changes))
+    if n_changed > 0:
+        sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
+        templates = templates.select_units(sorting.unit_ids)
+        spikes_folder = folder / "waveforms" / "spikes_followed"
+        residuals = extract_residuals(
+            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
+        )
+    clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
     return sorting, templates, residuals
 
 

@@ -6,8 +6,9 @@ away, what is left of the spikes of a template shows it: two neurons leave two m
 may also change in amplitude and in time, which moves them along the template and its derivatives, and change slowly
 while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted.
 
-A weak neuron whose spikes were detected where noise helped has a template that is not its own. Matching finds many more
-of its spikes than were detected, and these make a better template.
+A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
+its spikes, and these make a better template, if they are as large: what a template picks out of noise is smaller, and
+would make a template that picks more.
 """
 
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
+MIN_SIZE = 0.95  # mean size of these spikes in multiples of the template
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -112,14 +114,25 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
-    grown = set(np.flatnonzero(sizes > MIN_GAIN * made_of).tolist()) - changed
-    groups += [(members[index], 0) for index in sorted(grown)]
-    changed |= grown
+    grown = [
+        index
+        for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist()
+        if index not in changed and are_as_large(residuals, members[index], index)
+    ]
+    groups += [(members[index], 0) for index in grown]
+    changed |= set(grown)
     peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
+
+
+def are_as_large(residuals, rows, unit_index):
+    """Whether spikes are in the mean about as large as the template of their unit; noise that it picked is smaller."""
+    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
+    mean = waveform + residuals.read(rows, unit_index).mean(axis=0)
+    return np.sum(mean * waveform) >= MIN_SIZE * np.sum(waveform**2)
 
 
 def _collect_peaks(groups, sorting, main_channels):

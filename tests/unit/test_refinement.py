@@ -17,6 +17,8 @@ from spikeinterface_huidurep.refinement import (
     MIN_DISTANCE,
     MIN_SEPARATION,
     MIN_SHARE,
+    MIN_SIZE,
+    are_as_large,
     find_same_units,
     join_parts,
     refine_units,
@@ -544,6 +546,24 @@ def test_a_unit_that_found_many_more_spikes_gets_a_new_template(matched, share, 
         assert refined.n_spikes[46] == 100
         wanted = sorting.to_spike_vector()[sorting.to_spike_vector()["unit_index"] == 1]
         assert list_spikes(refined.peaks[refined.labels == 46]) == list_spikes(wanted)
+
+
+@pytest.mark.parametrize("size, is_as_large", [(MIN_SIZE - 0.02, False), (MIN_SIZE + 0.02, True), (1.3, True)])
+def test_spikes_as_large_as_their_template(size, is_as_large):
+    waveform = SIZES * long_pulse()
+    residuals, members = make_residuals([waveform, waveform], [1, 1])
+    residuals.values[members[1]] += (size - 1) * waveform[:, residuals.window].T
+    assert are_as_large(residuals, members[1], 1) == is_as_large
+
+
+def test_a_unit_of_small_spikes_is_not_taken_again(matched):
+    sorting, residuals, _ = matched
+    channels = residuals.find_channels(1)
+    waveform = residuals.get_waveform(1, channels)[:, residuals.window].T
+    values = residuals.values.copy()
+    values[sorting.to_spike_vector()["unit_index"] == 1, :, : len(channels)] -= 0.2 * waveform
+    assert CLEAN in refine(sorting, residuals, unit_20=0.1).replaced
+    assert CLEAN not in refine(sorting, replace(residuals, values=values), unit_20=0.1).replaced
 
 
 def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):

@@ -1,0 +1,181 @@
+"""
+Follow neurons whose waveforms change slowly, as they do where the probe drifts.
+
+A template is the mean over the whole recording. What is left of the spikes of a unit in one part of it shows how its
+waveform differs there; matched anew with the templates of each part, spikes that had come to resemble another unit's
+template go back to their own.
+"""
+
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import numpy as np
+from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
+
+from spikeinterface_huidurep.matching import keep_frequent_units, make_sorting
+from spikeinterface_huidurep.merging import thin
+from spikeinterface_huidurep.refinement import MAX_SPIKES
+from spikeinterface_huidurep.residuals import count_samples
+
+BLOCK_S = 30.0
+MIN_SPIKES = 10  # in a block, to say how a waveform differs there
+MIN_CHANGE = 3.0  # noise SD; with less the template of the whole recording fits as well
+
+
+@dataclass
+class Change:
+    """What a waveform is more than its template, for some time."""
+
+    channels: np.ndarray
+    """int (n_channels,)."""
+    waveform: np.ndarray
+    """float32 (n_channels, n_samples): the window of `Residuals.values`."""
+
+
+def split_time(traces):
+    """
+    Parts of a recording of about BLOCK_S.
+
+    Returns
+    -------
+    blocks : list of (int, int, int)
+        Segment, first sample and the sample after the last; in the order of time.
+    """
+    blocks = []
+    for segment in range(traces.get_num_segments()):
+        n_samples = traces.get_num_samples(segment)
+        n_blocks = max(1, round(n_samples / traces.sampling_frequency / BLOCK_S))
+        edges = np.linspace(0, n_samples, n_blocks + 1).astype(int).tolist()
+        blocks += [(segment, *pair) for pair in pairwise(edges)]
+    return blocks
+
+
+def find_changes(sorting, residuals, blocks):
+    """
+    How the waveforms of units differ from their templates in blocks of time.
+
+    The mean of what is left of the spikes, shrunk by what their noise makes of it (James and Stein 1961).
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    residuals : Residuals
+        Of its spikes.
+    blocks : list of (int, int, int)
+
+    Returns
+    -------
+    changes : list of dict of unit index -> Change
+        One a block, of the units that change by MIN_CHANGE or more.
+    """
+    spikes = sorting.to_spike_vector()
+    changes = []
+    for block in blocks:
+        inside = find_block(spikes, block)
+        unit_indices = spikes["unit_index"][inside]
+        changes.append({})
+        for unit in np.flatnonzero(np.bincount(unit_indices) >= MIN_SPIKES).tolist():
+            rows = thin(inside.start + np.flatnonzero(unit_indices == unit), MAX_SPIKES)
+            waveform = shrink_mean(residuals.read(rows, unit))
+            if np.linalg.norm(waveform) >= MIN_CHANGE:
+                changes[-1][unit] = Change(residuals.find_channels(unit), waveform)
+    return changes
+
+
+def find_block(spikes, block):
+    """The spikes in a block, slice of the rows of a spike vector."""
+    segment, start, stop = block
+    offset = np.searchsorted(spikes["segment_index"], segment)
+    samples = spikes["sample_index"][spikes["segment_index"] == segment]
+    return slice(*(offset + np.searchsorted(samples, [start, stop])).tolist())
+
+
+def shrink_mean(values):
+    """
+    Mean over the first axis, smaller by the share of its energy that chance would give.
+
+    Parameters
+    ----------
+    values : np.ndarray, float32, shape (n, ...)
+        n > 1.
+
+    Returns
+    -------
+    mean : np.ndarray, float32, shape (...)
+    """
+    mean = values.mean(axis=0)
+    by_chance = np.sum((values - mean) ** 2) / (len(values) - 1) / len(values)
+    return mean * max(0.0, 1.0 - by_chance / max(np.sum(mean**2), 1e-12))
+
+
+def match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs):
+    """
+    Match the blocks in which units change with the templates as they are there.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    sorting : NumpySorting
+        What the templates of the whole recording found: kept in the other blocks.
+    templates : spikeinterface.core.Templates
+        Of the units of the sorting, in their order.
+    blocks : list of (int, int, int)
+    changes : list of dict of unit index -> Change
+    params : SorterParams
+    job_kwargs : dict
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Unit ids are those of the templates that fire at least at `min_firing_rate`.
+    """
+    spikes = sorting.to_spike_vector()
+    found = []
+    for block, of_block in zip(blocks, changes, strict=True):
+        if of_block:
+            found.append(_match_block(traces, change_templates(templates, of_block), block, job_kwargs))
+        else:
+            inside = spikes[find_block(spikes, block)]
+            found.append((inside["sample_index"], inside["unit_index"], inside["segment_index"]))
+    samples, unit_indices, segments = (np.concatenate(values) for values in zip(*found, strict=True))
+    labels = sorting.unit_ids[unit_indices].astype("int64")
+    labels = keep_frequent_units(labels, 1.0, traces.get_total_duration(), params)
+    kept = labels >= 0
+    return make_sorting(samples[kept], labels[kept], segments[kept], traces.sampling_frequency)[0]
+
+
+def _match_block(traces, templates, block, job_kwargs):
+    segment, start, stop = block
+    margin = 2 * templates.num_samples  # spikes beyond the ends of a block overlap those in it
+    first, last = max(0, start - margin), min(traces.get_num_samples(segment), stop + margin)
+    part = traces.select_segments([segment]).frame_slice(first, last)
+    spikes = find_spikes_from_templates(part, templates, method="wobble", job_kwargs=job_kwargs)
+    samples = spikes["sample_index"] + first
+    inside = (samples >= start) & (samples < stop)
+    return samples[inside], spikes["cluster_index"][inside], np.full(inside.sum(), segment)
+
+
+def change_templates(templates, changes):
+    """
+    Templates as they are in a block.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+        Sparse.
+    changes : dict of unit index -> Change
+
+    Returns
+    -------
+    templates : spikeinterface.core.Templates
+        On the same channels.
+    """
+    array = templates.templates_array.copy()
+    start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
+    for unit, change in changes.items():
+        own_channels = np.flatnonzero(templates.sparsity_mask[unit])
+        _, own, seen = np.intersect1d(own_channels, change.channels, return_indices=True)
+        first, last = max(0, start), min(templates.num_samples, start + change.waveform.shape[1])
+        array[unit, first:last, own] += change.waveform[seen, first - start : last - start]
+    return replace(templates, templates_array=array)

@@ -1,0 +1,226 @@
+"""Tracking: waveforms that change slowly are followed, those that do not are left alone."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from spikeinterface.core import NumpyRecording, Templates
+
+from spikeinterface_huidurep import tracking
+from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.residuals import count_samples, extract_residuals
+from spikeinterface_huidurep.tracking import (
+    BLOCK_S,
+    MIN_CHANGE,
+    MIN_SPIKES,
+    Change,
+    change_templates,
+    find_block,
+    find_changes,
+    match_changing_templates,
+    shrink_mean,
+    split_time,
+)
+from spikeinterface_huidurep.waveforms import Neighborhoods
+
+from .test_refinement import pulse
+from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting
+
+N_CHANNELS, N_BEFORE, N_SAMPLES = 4, 45, 110
+BLOCK_SIZE = 15_000  # samples
+UNIT_IDS = [3, 8]
+
+
+def make_silence(*n_samples, n_channels=1):
+    return NumpyRecording([np.zeros((n, n_channels), "float32") for n in n_samples], SAMPLING_FREQUENCY)
+
+
+# --- blocks ---
+
+
+@pytest.mark.parametrize(
+    "durations_s, n_blocks", [([1.0], 1), ([2.4 * BLOCK_S], 2), ([2.6 * BLOCK_S, 0.2 * BLOCK_S], 4)]
+)
+def test_blocks_are_the_recording(durations_s, n_blocks):
+    traces = make_silence(*(int(duration_s * SAMPLING_FREQUENCY) for duration_s in durations_s))
+    blocks = split_time(traces)
+    assert len(blocks) == n_blocks
+    for segment in range(len(durations_s)):
+        ends = [block[1:] for block in blocks if block[0] == segment]
+        assert ends[0][0] == 0 and ends[-1][1] == traces.get_num_samples(segment)
+        assert all(first[1] == second[0] for first, second in zip(ends[:-1], ends[1:], strict=True))
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    spikes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), max_size=30).map(sorted),
+    segment=st.integers(0, 2),
+    start=st.integers(0, 20),
+    n_samples=st.integers(0, 10),
+)
+def test_spikes_of_a_block(spikes, segment, start, n_samples):
+    vector = make_sorting(
+        np.array([sample for _, sample in spikes], dtype=int),
+        np.zeros(len(spikes), dtype=int),
+        np.array([of_segment for of_segment, _ in spikes], dtype=int),
+        unit_ids=np.array([0]),
+    ).to_spike_vector()
+    found = find_block(vector, (segment, start, start + n_samples))
+    rows = [row for row, spike in enumerate(spikes) if spike[0] == segment and start <= spike[1] < start + n_samples]
+    assert list(range(len(vector))[found]) == rows
+
+
+# --- changes ---
+
+
+def test_shrunk_mean_by_hand():
+    values = np.array([[3.0, 0.0], [5.0, 0.0], [4.0, 3.0], [4.0, -3.0]])
+    # the mean is (4, 0) with energy 16; the squares around it sum to 20, by chance the mean has 20 / 3 / 4
+    np.testing.assert_allclose(shrink_mean(values), [4 * (1 - 20 / 12 / 16), 0])
+
+
+def test_the_mean_of_noise_shrinks_to_almost_nothing():
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(200, 50, 600))
+    means = np.array([shrink_mean(values) for values in noise])
+    assert np.mean(means**2) < 0.1 * np.mean(noise.mean(axis=1) ** 2)
+    signal = np.full(600, 0.5)
+    followed = np.array([shrink_mean(values + signal) for values in noise[:20]])
+    plain = noise[:20].mean(axis=1) + signal
+    assert np.mean((followed - signal) ** 2) < np.mean((plain - signal) ** 2)
+
+
+def place(sizes, width):
+    """Waveform, shape (N_SAMPLES, N_CHANNELS)."""
+    return (np.array(sizes)[:, None] * pulse(width=width, n_before=N_BEFORE, n_samples=N_SAMPLES)).T
+
+
+STEADY = place([2.0, 9.0, 16.0, 8.0], 5.0)
+EARLY, LATE = place([15.0, 10.0, 4.0, 1.0], 6.0), place([4.0, 12.0, 14.0, 5.0], 6.0)
+
+
+@pytest.fixture(scope="module")
+def drifting(tmp_path_factory):
+    """
+    (traces, sorting, templates, residuals, blocks) of two neurons in two blocks.
+
+    The second neuron has another waveform in the second block than in the first; its template is the mean of both.
+    Every fifth of its late spikes is given to the first neuron, which does not change.
+    """
+    rng = np.random.default_rng(0)
+    samples = 130 + 140 * np.arange(212)
+    samples[106:] += BLOCK_SIZE + 100 - samples[106]
+    units = rng.integers(0, 2, len(samples))
+    is_late = samples >= BLOCK_SIZE
+    noise = rng.normal(size=(2 * BLOCK_SIZE + 200, N_CHANNELS))
+    for sample, unit, late in zip(samples, units, is_late, strict=True):
+        waveform = (LATE if late else EARLY) if unit else STEADY
+        noise[sample - N_BEFORE : sample - N_BEFORE + N_SAMPLES] += waveform
+    traces = NumpyRecording([noise.astype("float32")], SAMPLING_FREQUENCY)
+    traces.set_dummy_probe_from_locations(np.c_[np.zeros(N_CHANNELS), 20.0 * np.arange(N_CHANNELS)])
+    found = units.copy()
+    found[np.flatnonzero(is_late & (units == 1))[::5]] = 0
+    sorting = make_sorting(samples, found, np.zeros(len(samples), int), unit_ids=np.array(UNIT_IDS))
+    templates = Templates(
+        np.stack([STEADY, 0.5 * EARLY + 0.5 * LATE]).astype("float32"),
+        SAMPLING_FREQUENCY,
+        N_BEFORE,
+        sparsity_mask=np.ones((2, N_CHANNELS), dtype=bool),
+        channel_ids=traces.channel_ids,
+        unit_ids=np.array(UNIT_IDS),
+        probe=traces.get_probe(),
+        is_in_uV=False,
+    )
+    folder = tmp_path_factory.mktemp("tracking") / "spikes"
+    neighborhoods = Neighborhoods(traces.get_channel_locations(), 100.0)
+    residuals = extract_residuals(traces, sorting, templates, neighborhoods, "neg", folder, JOB_KWARGS)
+    blocks = [(0, 0, BLOCK_SIZE), (0, BLOCK_SIZE, traces.get_num_samples())]
+    return traces, sorting, templates, residuals, blocks, (samples, units)
+
+
+def test_what_changes_is_found(drifting):
+    _, sorting, _, residuals, blocks, _ = drifting
+    changes = find_changes(sorting, residuals, blocks)
+    assert 1 in changes[0] and 1 in changes[1] and 0 not in changes[0]
+    n_before, n_after = count_samples(SAMPLING_FREQUENCY)
+    expected = 0.5 * (EARLY - LATE)[N_BEFORE - n_before : N_BEFORE + n_after].T
+    for change, sign in ((changes[0][1], 1), (changes[1][1], -1)):
+        assert change.channels.tolist() == list(range(N_CHANNELS))
+        assert np.linalg.norm(change.waveform - sign * expected) < 0.3 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize("name, value", [("MIN_CHANGE", 1e3), ("MIN_SPIKES", 1000)])
+def test_small_changes_and_few_spikes_say_nothing(drifting, monkeypatch, name, value):
+    assert MIN_CHANGE < 1e3 and MIN_SPIKES < 1000
+    monkeypatch.setattr(tracking, name, value)
+    _, sorting, _, residuals, blocks, _ = drifting
+    assert find_changes(sorting, residuals, blocks) == [{}, {}]
+
+
+# --- templates ---
+
+
+@pytest.mark.parametrize("nbefore", [N_BEFORE, 10])
+def test_changed_templates(nbefore):
+    """Two units on channels 0, 2, 3 and 1, 2; the second changes on channels 2 and 3."""
+    mask = np.array([[True, False, True, True], [False, True, True, False]])
+    sparse = np.ones((2, N_SAMPLES, 3), dtype="float32")
+    sparse[1, :, 2] = 0
+    templates = Templates(
+        sparse, SAMPLING_FREQUENCY, nbefore, sparsity_mask=mask, channel_ids=np.arange(4), unit_ids=np.array(UNIT_IDS)
+    )
+    n_before, n_after = count_samples(SAMPLING_FREQUENCY)
+    change = np.random.default_rng(0).normal(size=(2, n_before + n_after)).astype("float32")
+    changed = change_templates(templates, {1: Change(np.array([2, 3]), change)})
+    expected = templates.get_dense_templates().copy()
+    for index, sample in enumerate(range(nbefore - n_before, nbefore + n_after)):
+        if 0 <= sample < N_SAMPLES:
+            expected[1, sample, 2] += change[0, index]
+    np.testing.assert_allclose(changed.get_dense_templates(), expected, atol=1e-6)
+    assert np.all(templates.templates_array[1, :, :2] == 1)  # the argument is not changed
+
+
+# --- matching ---
+
+
+def score(sorting, samples, units):
+    """Share of the true spikes that are found, within 3 samples, by their unit."""
+    hits = 0
+    for unit_index, unit_id in enumerate(UNIT_IDS):
+        found = sorting.get_unit_spike_train(unit_id, segment_index=0)
+        hits += sum(np.any(np.abs(found - sample) <= 3) for sample in samples[units == unit_index])
+    return hits / len(samples)
+
+
+def test_spikes_go_back_to_their_neuron(drifting):
+    traces, sorting, templates, residuals, blocks, truth = drifting
+    assert score(sorting, *truth) < 0.95
+    changes = find_changes(sorting, residuals, blocks)
+    followed = match_changing_templates(traces, sorting, templates, blocks, changes, SorterParams(), JOB_KWARGS)
+    assert followed.unit_ids.tolist() == UNIT_IDS
+    assert score(followed, *truth) > 0.99
+    assert len(followed.to_spike_vector()) == pytest.approx(len(sorting.to_spike_vector()), abs=3)
+
+
+def test_blocks_without_a_change_are_kept(drifting):
+    traces, sorting, templates, residuals, blocks, _ = drifting
+    changes = find_changes(sorting, residuals, blocks)
+    followed = match_changing_templates(
+        traces, sorting, templates, blocks, [{}, changes[1]], SorterParams(), JOB_KWARGS
+    )
+    before, after = (item.to_spike_vector() for item in (sorting, followed))
+    assert np.array_equal(before[find_block(before, blocks[0])], after[find_block(after, blocks[0])])
+    kept = match_changing_templates(traces, sorting, templates, blocks, [{}, {}], SorterParams(), JOB_KWARGS)
+    assert np.array_equal(kept.to_spike_vector(), before)
+
+
+@pytest.mark.parametrize("shift", range(-60, 61, 20))
+def test_spikes_at_the_edge_of_blocks_are_found_once(drifting, shift):
+    traces, sorting, templates, residuals, blocks, (samples, units) = drifting
+    early, _ = find_changes(sorting, residuals, blocks)
+    edge = int(samples[40] + shift)
+    blocks, changes = [(0, 0, edge), (0, edge, traces.get_num_samples())], [early, early]
+    followed = match_changing_templates(traces, sorting, templates, blocks, changes, SorterParams(), JOB_KWARGS)
+    near = followed.to_spike_vector()
+    near = near[np.abs(near["sample_index"] - samples[40]) <= 3]
+    assert len(near) == 1 and near["unit_index"][0] == units[40]
