@@ -7,8 +7,8 @@ may also change in amplitude and in time, which moves them along the template an
 while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted.
 
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
-its spikes, and these make a better template, if they are as large: what a template picks out of noise is smaller, and
-would make a template that picks more.
+its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
+and would make a template that picks more.
 """
 
 from dataclasses import dataclass
@@ -40,7 +40,7 @@ MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
-MIN_SIZE = 0.95  # mean size of these spikes in multiples of the template
+MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -114,13 +114,11 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
-    grown = [
-        index
-        for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist()
-        if index not in changed and are_as_large(residuals, members[index], index)
-    ]
-    groups += [(members[index], 0) for index in grown]
-    changed |= set(grown)
+    for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
+        larger = find_larger_spikes(residuals, members[index], index)
+        if index not in changed and len(larger) >= MIN_SPIKES:
+            groups.append((larger, 0))
+            changed.add(index)
     peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
@@ -128,11 +126,27 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
 
 
-def are_as_large(residuals, rows, unit_index):
-    """Whether spikes are in the mean about as large as the template of their unit; noise that it picked is smaller."""
+def find_larger_spikes(residuals, rows, unit_index):
+    """
+    Which of the spikes of a unit show that the neuron is larger than the template.
+
+    Half of the spikes are larger than a good template, by about 0.8 noise SD. What is picked out of noise is smaller.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+    unit_index : int
+
+    Returns
+    -------
+    rows : np.ndarray, int64, shape (n_larger,)
+        Those at least as large as the template, if in the mean by MIN_EXCESS or more; none otherwise.
+    """
     waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
-    mean = waveform + residuals.read(rows, unit_index).mean(axis=0)
-    return np.sum(mean * waveform) >= MIN_SIZE * np.sum(waveform**2)
+    excess = np.tensordot(residuals.read(rows, unit_index), waveform, axes=([1, 2], [0, 1])) / np.linalg.norm(waveform)
+    is_larger = excess >= 0
+    return rows[is_larger] if np.sum(excess[is_larger]) >= MIN_EXCESS * np.sum(is_larger) else rows[:0]
 
 
 def _collect_peaks(groups, sorting, main_channels):

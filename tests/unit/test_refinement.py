@@ -15,10 +15,10 @@ from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MAX_SAME_DIFFERENCE,
     MIN_DISTANCE,
+    MIN_EXCESS,
     MIN_SEPARATION,
     MIN_SHARE,
-    MIN_SIZE,
-    are_as_large,
+    find_larger_spikes,
     find_same_units,
     join_parts,
     refine_units,
@@ -535,10 +535,30 @@ def test_a_unit_changes_once(matched):
     assert len(set(list_spikes(refined.peaks))) == len(refined.peaks) == 300
 
 
+def make_larger(matched, excess):
+    """
+    Residuals of `matched`, those of unit CLEAN with this much more along its template, (n,) or a number in noise SD.
+
+    Returns
+    -------
+    residuals : Residuals
+    own : np.ndarray, int64
+        Indices of the spikes of CLEAN.
+    """
+    sorting, residuals, _ = matched
+    channels = residuals.find_channels(1)
+    waveform = residuals.get_waveform(1, channels)[:, residuals.window].T
+    own = np.flatnonzero(sorting.to_spike_vector()["unit_index"] == 1)
+    values = residuals.values.copy()
+    steps = np.broadcast_to(excess, len(own))[:, None, None] * waveform / np.linalg.norm(waveform)
+    values[own, :, : len(channels)] += steps
+    return replace(residuals, values=values), own
+
+
 @pytest.mark.parametrize("share, is_replaced", [(1 / 1.49, False), (1 / 1.51, True)])
-def test_a_unit_that_found_many_more_spikes_gets_a_new_template(matched, share, is_replaced):
+def test_a_unit_that_found_many_more_and_larger_spikes_gets_a_new_template(matched, share, is_replaced):
     """Unit CLEAN, unlike the others, neither holds two neurons nor is one with another."""
-    sorting, residuals, neurons = matched
+    sorting, residuals = matched[0], make_larger(matched, 10.0)[0]
     refined = refine(sorting, residuals, unit_20=share)
     assert (CLEAN in refined.replaced) == is_replaced
     assert sorted(refined.n_spikes) == [43, 44, 45, 46][: 3 + is_replaced]
@@ -548,22 +568,28 @@ def test_a_unit_that_found_many_more_spikes_gets_a_new_template(matched, share, 
         assert list_spikes(refined.peaks[refined.labels == 46]) == list_spikes(wanted)
 
 
-@pytest.mark.parametrize("size, is_as_large", [(MIN_SIZE - 0.02, False), (MIN_SIZE + 0.02, True), (1.3, True)])
-def test_spikes_as_large_as_their_template(size, is_as_large):
-    waveform = SIZES * long_pulse()
-    residuals, members = make_residuals([waveform, waveform], [1, 1])
-    residuals.values[members[1]] += (size - 1) * waveform[:, residuals.window].T
-    assert are_as_large(residuals, members[1], 1) == is_as_large
+@pytest.mark.parametrize("excess, is_replaced", [(-3.0, False), (0.0, False), (4.0, True)])
+def test_spikes_must_be_larger_than_the_template(matched, excess, is_replaced):
+    """Noise alone makes half of them larger by 0.8 SD, which is below MIN_EXCESS."""
+    residuals, _ = make_larger(matched, excess)
+    assert 0.8 < MIN_EXCESS < 4.0
+    assert (CLEAN in refine(matched[0], residuals, unit_20=0.1).replaced) == is_replaced
 
 
-def test_a_unit_of_small_spikes_is_not_taken_again(matched):
-    sorting, residuals, _ = matched
-    channels = residuals.find_channels(1)
-    waveform = residuals.get_waveform(1, channels)[:, residuals.window].T
-    values = residuals.values.copy()
-    values[sorting.to_spike_vector()["unit_index"] == 1, :, : len(channels)] -= 0.2 * waveform
-    assert CLEAN in refine(sorting, residuals, unit_20=0.1).replaced
-    assert CLEAN not in refine(sorting, replace(residuals, values=values), unit_20=0.1).replaced
+def test_small_spikes_among_the_larger_make_no_template(matched):
+    """As where a blurred template of a neuron picks noise too."""
+    residuals, own = make_larger(matched, np.where(np.arange(100) % 3, -6.0, 10.0))
+    refined = refine(matched[0], residuals, unit_20=0.1)
+    wanted = matched[0].to_spike_vector()[own[::3]]
+    assert CLEAN in refined.replaced and refined.n_spikes[46] == len(wanted)
+    assert list_spikes(refined.peaks[refined.labels == 46]) == list_spikes(wanted)
+    assert find_larger_spikes(residuals, own, 1).tolist() == own[::3].tolist()
+
+
+def test_too_few_larger_spikes_make_no_template(matched):
+    few = MIN_SPIKES - 1
+    residuals, _ = make_larger(matched, np.where(np.arange(100) < few, 10.0, -6.0))
+    assert CLEAN not in refine(matched[0], residuals, unit_20=0.1).replaced
 
 
 def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):
