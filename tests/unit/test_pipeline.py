@@ -160,6 +160,24 @@ def test_one_neuron_in_two_clusters_becomes_one_unit(three_neurons, tmp_path):
     assert_residuals_are_noise(residuals, sorting)
 
 
+@pytest.mark.parametrize("gain, n_changed", [(1.0, 0), (1.6, 1)])
+def test_a_waveform_that_changes_is_followed(three_neurons, tmp_path, caplog, gain, n_changed):
+    """In the second segment neuron 2 is larger on one channel."""
+    caplog.set_level("INFO")
+    traces, peaks, neurons = three_neurons
+    arrays = [traces.get_traces(segment_index=index).copy() for index in range(2)]
+    for peak in peaks[(neurons == 2) & (peaks["segment_index"] == 1)]:
+        start = peak["sample_index"] - 50
+        arrays[1][start : start + 121, 5] += (gain - 1) * SIZES[2, 5] * PULSE
+    changed = NumpyRecording(arrays, SAMPLING_FREQUENCY)
+    changed.set_probe(traces.get_probe())
+    sorting, _, residuals = find_units_of((changed, peaks, neurons), neurons, tmp_path)
+    assert_units_are_neurons(sorting, peaks, neurons)
+    assert len(residuals.values) == len(peaks)
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("follow")]
+    assert f"{n_changed} units change, 240 spikes" in line
+
+
 def test_units_that_nothing_confirms(three_neurons, tmp_path):
     """Ten times more spikes were detected than match."""
     sorting, templates, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path, share_selected=0.1)
