@@ -17,7 +17,8 @@ from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.refinement import MAX_SPIKES
 from spikeinterface_huidurep.residuals import count_samples
 
-BLOCK_S = 30.0
+BLOCK_S = 30.0  # at least
+MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
 MIN_CHANGE = 3.0  # noise SD; with less the template of the whole recording fits as well
 
@@ -34,7 +35,7 @@ class Change:
 
 def split_time(traces):
     """
-    Parts of a recording of about BLOCK_S.
+    Parts of a recording of about BLOCK_S, or longer ones where there would be more than MAX_BLOCKS.
 
     Returns
     -------
@@ -44,7 +45,7 @@ def split_time(traces):
     blocks = []
     for segment in range(traces.get_num_segments()):
         n_samples = traces.get_num_samples(segment)
-        n_blocks = max(1, round(n_samples / traces.sampling_frequency / BLOCK_S))
+        n_blocks = min(max(1, round(n_samples / traces.sampling_frequency / BLOCK_S)), MAX_BLOCKS)
         edges = np.linspace(0, n_samples, n_blocks + 1).astype(int).tolist()
         blocks += [(segment, *pair) for pair in pairwise(edges)]
     return blocks

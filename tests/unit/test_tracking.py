@@ -11,6 +11,7 @@ from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.residuals import count_samples, extract_residuals
 from spikeinterface_huidurep.tracking import (
     BLOCK_S,
+    MAX_BLOCKS,
     MIN_CHANGE,
     MIN_SPIKES,
     Change,
@@ -31,18 +32,15 @@ BLOCK_SIZE = 15_000  # samples
 UNIT_IDS = [3, 8]
 
 
-def make_silence(*n_samples, n_channels=1):
-    return NumpyRecording([np.zeros((n, n_channels), "float32") for n in n_samples], SAMPLING_FREQUENCY)
-
-
 # --- blocks ---
 
 
 @pytest.mark.parametrize(
-    "durations_s, n_blocks", [([1.0], 1), ([2.4 * BLOCK_S], 2), ([2.6 * BLOCK_S, 0.2 * BLOCK_S], 4)]
+    "durations_s, n_blocks",
+    [([1.0], 1), ([2.4 * BLOCK_S], 2), ([2.6 * BLOCK_S, 0.2 * BLOCK_S], 4), ([2 * MAX_BLOCKS * BLOCK_S], MAX_BLOCKS)],
 )
 def test_blocks_are_the_recording(durations_s, n_blocks):
-    traces = make_silence(*(int(duration_s * SAMPLING_FREQUENCY) for duration_s in durations_s))
+    traces = NumpyRecording([np.zeros((int(100 * duration_s), 1), "float32") for duration_s in durations_s], 100.0)
     blocks = split_time(traces)
     assert len(blocks) == n_blocks
     for segment in range(len(durations_s)):
