@@ -19,6 +19,7 @@ from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES, fit_mixture
+from spikeinterface_huidurep.matching import MAX_INFLATION, WEAK_NORM
 from spikeinterface_huidurep.merging import (
     MAX_DISTANCE_UM,
     MAX_TESTED_SPIKES,
@@ -82,6 +83,8 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     """
     Split units that hold several neurons, join units that are one, and take again those that found many more spikes.
 
+    Weak units that found far more, and no larger ones, are left out.
+
     Parameters
     ----------
     sorting : NumpySorting
@@ -114,11 +117,16 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    norms, _ = residuals.describe_templates()
     for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
+        if index in changed:
+            continue
         larger = find_larger_spikes(residuals, members[index], index)
-        if index not in changed and len(larger) >= MIN_SPIKES:
+        if len(larger) >= MIN_SPIKES:
             groups.append((larger, 0))
             changed.add(index)
+        elif sizes[index] > MAX_INFLATION * made_of[index] and norms[index] < WEAK_NORM:
+            changed.add(index)  # it found things of many kinds, and nothing takes its place
     peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1

@@ -204,8 +204,9 @@ def test_command_line_errors_are_one_line(tmp_path, tiny_recording_folder, capsy
     assert cli.main(argv) == 1
     assert capsys.readouterr().err.startswith("huidurep: the weights go to a file that ends in .safetensors")
     argv[-1] = str(tmp_path / "mine.safetensors")
-    assert cli.main([*argv, "--data", "folder"]) == 1
-    assert "leave it out" in capsys.readouterr().err
+    for for_training_from_the_start in (["--data", "folder"], ["--change", "train.seed=1"]):
+        assert cli.main([*argv, *for_training_from_the_start]) == 1
+        assert "leave them out" in capsys.readouterr().err
 
 
 def test_command_line_from_a_recording_to_weights_that_the_sorter_takes(
