@@ -19,9 +19,11 @@ MIN_PEAK_TO_TROUGH = 1.5  # a positive peak that much larger than the trough is 
 MAX_SPIKES = 500  # of a unit; the mean of more has its trough at the same sample
 
 
-def align_spikes(sorting, posteriors, recording, params, job_kwargs):
+def align_spikes(sorting, posteriors, recording, sparsity_mask, params, job_kwargs):
     """
     Move the spikes of every unit, all by the same number of samples, to the trough of the unit's mean waveform.
+
+    Elsewhere on the probe a larger neuron that fires with a weak one now and then has a deeper trough.
 
     Parameters
     ----------
@@ -30,6 +32,8 @@ def align_spikes(sorting, posteriors, recording, params, job_kwargs):
         In the order of `sorting.to_spike_vector()`, as those returned.
     recording : BaseRecording
         Band-pass filtered.
+    sparsity_mask : np.ndarray, bool, shape (n_units, n_channels)
+        The channels around each unit.
     params : SorterParams
         With `peak_sign="pos"` the highest peak takes the place of the trough, with "both" only where it is
         MIN_PEAK_TO_TROUGH times as large.
@@ -41,7 +45,7 @@ def align_spikes(sorting, posteriors, recording, params, job_kwargs):
     posteriors : np.ndarray, float32, shape (n_spikes,)
     """
     spikes = sorting.to_spike_vector().copy()
-    waveforms = estimate_waveforms(sorting, recording, params.seed, job_kwargs)
+    waveforms = estimate_waveforms(sorting, recording, sparsity_mask, params.seed, job_kwargs)
     spikes["sample_index"] += find_shifts(waveforms, params.peak_sign)[spikes["unit_index"]]
     move_inside(spikes, recording)
     labels = sorting.unit_ids[spikes["unit_index"]]
@@ -49,8 +53,8 @@ def align_spikes(sorting, posteriors, recording, params, job_kwargs):
     return aligned, posteriors[order]
 
 
-def estimate_waveforms(sorting, recording, seed, job_kwargs):
-    """Mean waveforms of at most MAX_SPIKES spikes, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_channels)."""
+def estimate_waveforms(sorting, recording, sparsity_mask, seed, job_kwargs):
+    """Mean waveforms of at most MAX_SPIKES spikes, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_of_mask)."""
     n_samples = [recording.get_num_samples(index) for index in range(sorting.get_num_segments())]
     half = ms_to_samples(MAX_SHIFT_MS, recording.sampling_frequency)
     chosen = random_spikes_selection(
@@ -58,7 +62,14 @@ def estimate_waveforms(sorting, recording, seed, job_kwargs):
     )
     spikes = sorting.to_spike_vector()[chosen]
     return estimate_templates_with_accumulator(
-        recording, spikes, sorting.unit_ids, half, half + 1, return_in_uV=False, **job_kwargs
+        recording,
+        spikes,
+        sorting.unit_ids,
+        half,
+        half + 1,
+        return_in_uV=False,
+        sparsity_mask=sparsity_mask,
+        **job_kwargs,
     )
 
 

@@ -29,7 +29,7 @@ from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
-from spikeinterface_huidurep.residuals import extract_residuals
+from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels
 from spikeinterface_huidurep.results import (
     compute_posteriors,
     describe_units,
@@ -147,8 +147,10 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     sorting, posteriors = join_fragments(sorting, posteriors, neurons, is_true)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
-    sorting, posteriors = align_spikes(sorting, posteriors, filtered, params, job_kwargs)
-    describe_units(sorting, templates.select_units(sorting.unit_ids), posteriors, params.peak_sign)
+    templates = templates.select_units(sorting.unit_ids)
+    around = clusters.neighborhoods.make_sparsity_mask()[find_main_channels(templates, params.peak_sign)]
+    sorting, posteriors = align_spikes(sorting, posteriors, filtered, around, params, job_kwargs)
+    describe_units(sorting, templates, posteriors, params.peak_sign)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors
 

@@ -50,7 +50,7 @@ def test_every_unit_moves_to_its_trough_and_keeps_its_posteriors():
     sorting, order = make_sorting(samples, labels, segments, SAMPLING_FREQUENCY)
     posteriors = np.arange(6, dtype="float32")[order]
     recording = NumpyRecording(traces, SAMPLING_FREQUENCY)
-    aligned, found = align_spikes(sorting, posteriors, recording, SorterParams(), JOB_KWARGS)
+    aligned, found = align_spikes(sorting, posteriors, recording, np.ones((2, 2), bool), SorterParams(), JOB_KWARGS)
     assert aligned.unit_ids.tolist() == [3, 8]
     spikes = aligned.to_spike_vector()
     assert spikes["sample_index"].tolist() == [1008, 1009, 5009, 9002, 9009, 21]
@@ -64,5 +64,18 @@ def test_spikes_stay_inside_their_segment():
     traces[[510, 1010, 1510]] = -5.0
     sorting, _ = make_sorting(np.array([500, 1000, 1500, 1995]), np.zeros(4, int), np.zeros(4, int), SAMPLING_FREQUENCY)
     recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
-    aligned, _ = align_spikes(sorting, np.ones(4, dtype="float32"), recording, SorterParams(), JOB_KWARGS)
+    mask = np.ones((1, 1), dtype=bool)
+    aligned, _ = align_spikes(sorting, np.ones(4, dtype="float32"), recording, mask, SorterParams(), JOB_KWARGS)
     assert aligned.to_spike_vector()["sample_index"].tolist() == [510, 1010, 1510, 1999]
+
+
+def test_a_larger_neuron_elsewhere_on_the_probe_does_not_move_a_unit():
+    traces = np.zeros((2000, 3), dtype="float32")
+    traces[[505, 1005], 0] = -5.0
+    traces[490, 2] = -100.0
+    sorting, _ = make_sorting(np.array([500, 1000]), np.zeros(2, int), np.zeros(2, int), SAMPLING_FREQUENCY)
+    recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
+    posteriors = np.ones(2, dtype="float32")
+    for mask, wanted in (([[True, True, False]], [505, 1005]), ([[True, True, True]], [490, 990])):
+        aligned, _ = align_spikes(sorting, posteriors, recording, np.array(mask), SorterParams(), JOB_KWARGS)
+        assert aligned.to_spike_vector()["sample_index"].tolist() == wanted
