@@ -5,6 +5,9 @@ A template fits the spikes of its neuron only so well: what is left of a large o
 a spike of a smaller unit, or once more like one of another fragment of the same neuron. Such spikes come at the same
 few delays to the larger ones, far more often than chance has it.
 Neurons that do fire together, do so over several milliseconds: chance is measured there.
+
+What is left at the ends of a template comes later or earlier, at delays at which a neuron may also make another fire.
+Some spikes at such delays are no leftovers, but a unit of which most are is none.
 """
 
 import numpy as np
@@ -15,6 +18,7 @@ from spikeinterface_huidurep.matching import concatenate_segments
 
 MAX_DISTANCE_UM = 150.0  # between the main channels
 MAX_DELAY_MS = 0.5  # of a leftover to the larger spike
+MAX_DELAY_OF_UNIT_MS = 1.5  # if most spikes of a unit are leftovers
 CHANCE_DELAY_MS = (1.5, 5.0)  # how often two units fire this far apart is what chance would give
 N_AROUND = 1  # samples to both sides of a delay that are counted with it
 MAX_PROBABILITY = 1e-4  # that chance gave as many
@@ -22,7 +26,7 @@ MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it giv
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
 
 
-def find_true_shares(sorting, norms, locations_um):
+def find_true_shares(sorting, norms, locations_um, neurons, max_delay_ms=MAX_DELAY_MS):
     """
     Probability that each spike is one of its own, and not what a spike of a larger unit left over.
 
@@ -33,6 +37,10 @@ def find_true_shares(sorting, norms, locations_um):
         Of the templates.
     locations_um : np.ndarray, float, shape (n_units, 2)
         Of the main channels.
+    neurons : np.ndarray, int64, shape (n_units,)
+        See `linking.link_fragments`; the larger fragments of one neuron are taken together.
+    max_delay_ms : float, default: MAX_DELAY_MS
+        To the larger spike.
 
     Returns
     -------
@@ -40,7 +48,7 @@ def find_true_shares(sorting, norms, locations_um):
         In the order of `sorting.to_spike_vector()`.
     """
     max_delay, *chance_delays = (
-        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_MS, *CHANCE_DELAY_MS)
+        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (max_delay_ms, *CHANCE_DELAY_MS)
     )
     times = concatenate_segments(sorting, chance_delays[1])
     unit_indices = sorting.to_spike_vector()["unit_index"]
@@ -48,9 +56,12 @@ def find_true_shares(sorting, norms, locations_um):
     shares = np.ones(len(times), dtype="float32")
     for unit, location_um in enumerate(locations_um):
         is_near = np.linalg.norm(locations_um - location_um, axis=1) <= MAX_DISTANCE_UM
-        for larger in np.flatnonzero(is_near & (norms > norms[unit])):
-            indices, partners = find_pairs(times[rows[unit]], times[rows[larger]], chance_delays[1])
-            delays = times[rows[unit][indices]] - times[rows[larger][partners]]
+        is_larger = is_near & (norms > norms[unit])
+        for neuron in np.unique(neurons[is_larger]):
+            larger = np.flatnonzero(is_larger & (neurons == neuron))
+            others = np.sort(np.concatenate([times[rows[fragment]] for fragment in larger]))
+            indices, partners = find_pairs(times[rows[unit]], others, chance_delays[1])
+            delays = times[rows[unit][indices]] - others[partners]
             n_by_chance = 1 + np.sum(np.abs(delays) >= chance_delays[0])  # not 0: a few spikes tell little of chance
             per_delay = n_by_chance / (2 * (chance_delays[1] - chance_delays[0] + 1))
             is_close = np.abs(delays) <= max_delay
@@ -82,7 +93,7 @@ def measure_shares(delays, max_delay, per_delay):
     return np.where(is_excess, chance / np.maximum(found, 1), 1.0)
 
 
-def find_true_spikes(sorting, shares):
+def find_true_spikes(sorting, shares, shares_of_unit):
     """
     Which spikes are neither leftovers nor of a unit that is mostly made of them.
 
@@ -91,6 +102,8 @@ def find_true_spikes(sorting, shares):
     sorting : NumpySorting
     shares : np.ndarray, float32, shape (n_spikes,)
         Of `find_true_shares`.
+    shares_of_unit : np.ndarray, float32, shape (n_spikes,)
+        With delays up to MAX_DELAY_OF_UNIT_MS.
 
     Returns
     -------
@@ -98,5 +111,5 @@ def find_true_spikes(sorting, shares):
     """
     unit_indices = sorting.to_spike_vector()["unit_index"]
     is_true = shares >= MIN_TRUE
-    n_true, n_spikes = np.bincount(unit_indices, weights=is_true), np.bincount(unit_indices)
-    return is_true & (n_true >= MIN_TRUE_OF_UNIT * n_spikes)[unit_indices]
+    n_true = np.bincount(unit_indices, weights=is_true * shares_of_unit)
+    return is_true & (n_true >= MIN_TRUE_OF_UNIT * np.bincount(unit_indices))[unit_indices]

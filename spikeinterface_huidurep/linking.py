@@ -20,6 +20,9 @@ MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
 MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
 MIN_CHANCE_COINCIDENCES = 30  # pairs of spikes in the same bin that chance would give; with fewer nothing is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
+TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
+MAX_COINCIDENCE_IN_TURN = 0.35
+MAX_DIFFERENCE_IN_TURN = 0.1  # of the energy; behaviour, too, lets neurons take turns of seconds
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
 MAX_REFRACTORY = 0.3  # share of what chance would give
@@ -47,11 +50,13 @@ def link_fragments(sorting, templates, duration_s):
     """
     times_s = _concatenate_times(sorting, duration_s)
     neurons = np.arange(len(times_s))
-    for _, first, second in sorted(find_alike_templates(templates)):
+    for difference, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         if neurons[first] != neurons[second] and (
-            coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE or respect_refractory_period(*trains)
+            coincidence(*trains, sum(duration_s), choose_n_bins(*trains, sum(duration_s))) < MAX_COINCIDENCE
+            or (difference <= MAX_DIFFERENCE_IN_TURN and fire_in_turn(*trains, sum(duration_s)))
+            or respect_refractory_period(*trains)
         ):
             together = np.concatenate(parts)
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
@@ -99,7 +104,12 @@ def join_fragments(sorting, posteriors, neurons, kept):
     return joined, posteriors[kept][order]
 
 
-def coincidence(first_s, second_s, duration_s):
+def choose_n_bins(first_s, second_s, duration_s):
+    """Number of stretches of time in which two trains are compared; below MIN_BINS with too few spikes to tell."""
+    return int(min(duration_s / MIN_BIN_S, len(first_s) * len(second_s) / MIN_CHANCE_COINCIDENCES, MAX_BINS))
+
+
+def coincidence(first_s, second_s, duration_s, n_bins):
     """
     How often two trains fire in the same stretch of time: 0 never, 1 as chance has it.
 
@@ -108,6 +118,8 @@ def coincidence(first_s, second_s, duration_s):
     first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
         Times in s.
     duration_s : float
+    n_bins : int
+        Stretches.
 
     Returns
     -------
@@ -115,11 +127,15 @@ def coincidence(first_s, second_s, duration_s):
         1 where there are too few spikes to tell.
     """
     n_pairs = len(first_s) * len(second_s)
-    n_bins = int(min(duration_s / MIN_BIN_S, n_pairs / MIN_CHANCE_COINCIDENCES, MAX_BINS))
-    if n_bins < MIN_BINS:
+    if n_bins < MIN_BINS or n_pairs < MIN_CHANCE_COINCIDENCES * n_bins:
         return 1.0
     counts = [np.histogram(times, n_bins, range=(0, duration_s))[0] for times in (first_s, second_s)]
     return float(n_bins * np.sum(counts[0] * counts[1]) / n_pairs)
+
+
+def fire_in_turn(first_s, second_s, duration_s):
+    """Whether two trains take turns of seconds; False where there are too few spikes to tell."""
+    return coincidence(first_s, second_s, duration_s, int(duration_s / TURN_S)) < MAX_COINCIDENCE_IN_TURN
 
 
 def respect_refractory_period(first_s, second_s):

@@ -15,7 +15,12 @@ from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.features import compute_features, find_window
-from spikeinterface_huidurep.leftovers import find_true_shares, find_true_spikes
+from spikeinterface_huidurep.leftovers import (
+    MAX_DELAY_MS,
+    MAX_DELAY_OF_UNIT_MS,
+    find_true_shares,
+    find_true_spikes,
+)
 from spikeinterface_huidurep.linking import join_fragments, link_fragments
 from spikeinterface_huidurep.matching import (
     estimate_templates,
@@ -29,7 +34,7 @@ from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
-from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels
+from spikeinterface_huidurep.residuals import find_main_channels, place_spikes
 from spikeinterface_huidurep.results import (
     compute_posteriors,
     describe_units,
@@ -139,11 +144,14 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
 
     neurons = link_fragments(sorting, templates, segment_durations(traces))
-    is_true = np.ones(len(sorting.to_spike_vector()), dtype=bool)
+    shares = shares_of_unit = np.ones(len(sorting.to_spike_vector()), dtype="float32")
     if matching:
-        shares = find_true_shares(sorting, *residuals.describe_templates())
+        shares, shares_of_unit = (
+            find_true_shares(sorting, *residuals.describe_templates(), neurons, max_delay_ms)
+            for max_delay_ms in (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS)
+        )
         posteriors = shares * compute_posteriors(sorting, residuals, neurons)
-        is_true = find_true_spikes(sorting, shares)
+    is_true = find_true_spikes(sorting, shares, shares_of_unit)
     sorting, posteriors = join_fragments(sorting, posteriors, neurons, is_true)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
@@ -176,7 +184,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         if len(sorting.unit_ids) == 0:
             break
         spikes_folder = folder / "waveforms" / f"spikes_{look}"
-        residuals = extract_residuals(
+        sorting, residuals = place_spikes(
             traces, sorting, templates, clusters.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
         )
         if look == MAX_REFINEMENTS:
@@ -216,7 +224,7 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
         sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
         spikes_folder = folder / "waveforms" / "spikes_followed"
-        residuals = extract_residuals(
+        sorting, residuals = place_spikes(
             traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
         )
     clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")

@@ -30,6 +30,7 @@ from spikeinterface_huidurep.merging import (
     shift_waveforms,
     thin,
 )
+from spikeinterface_huidurep.residuals import multiply
 
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
@@ -42,6 +43,9 @@ MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes 
 MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
+LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
+N_ALIGNMENTS = 4
+MIN_SHARPENING = 2.0  # log-likelihood of a spike that alignment has to add: the template is a blur of shifted spikes
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -116,6 +120,12 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
+    for index, rows in enumerate(members):
+        if index not in changed and len(rows) >= MIN_SPIKES:
+            lags, gain = align_unit(residuals, rows, index)
+            if gain >= MIN_SHARPENING:
+                groups.append((rows, lags))
+                changed.add(index)
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
     norms, _ = residuals.describe_templates()
     for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
@@ -132,6 +142,41 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
+
+
+def align_unit(residuals, rows, unit_index):
+    """
+    Lags that bring the spikes of a unit on top of each other, where its template is the mean of spikes that are not.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+        At least one.
+    unit_index : int
+
+    Returns
+    -------
+    lags : np.ndarray, int64, shape (n_spikes,)
+        `spike[:, k + lag]` is like the others.
+    gain : float
+        Log-likelihood, in white noise of SD 1, that a spike gains when it and the others are aligned; mean over spikes.
+    """
+    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
+    spikes = residuals.read(rows, unit_index) + waveform
+    aligned = spikes
+    for _ in range(N_ALIGNMENTS):
+        moved = np.stack([shift_waveforms(aligned.mean(axis=0), -lag) for lag in LAGS])
+        products = multiply(spikes, moved) - 0.5 * np.sum(moved**2, axis=(1, 2))
+        lags = LAGS[products.argmax(axis=1)]
+        aligned = np.stack([shift_waveforms(spike, lag) for spike, lag in zip(spikes, lags, strict=True)])
+    return lags, 0.5 * (measure_spread(spikes) - measure_spread(aligned))
+
+
+def measure_spread(spikes):
+    """Mean squared distance of spikes (n_spikes, n_channels, n_samples) to their mean, without what LAGS move in."""
+    inner = spikes[:, :, max(LAGS) : spikes.shape[2] - max(LAGS)]
+    return float(np.mean(np.sum((inner - inner.mean(axis=0)) ** 2, axis=(1, 2))))
 
 
 def find_larger_spikes(residuals, rows, unit_index):

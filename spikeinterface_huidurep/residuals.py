@@ -1,6 +1,8 @@
 """What is left around every spike when the templates of all spikes are taken away from the traces."""
 
+import shutil
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from spikeinterface.core import ms_to_samples
@@ -8,10 +10,12 @@ from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
 
-from spikeinterface_huidurep.merging import MAX_LAG, find_centres
+from spikeinterface_huidurep.matching import make_sorting, move_inside
+from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
+PLACES = np.array([-1, 0, 1])  # samples from where matching put a spike
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -116,6 +120,50 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     )
     values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
     return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods)
+
+
+def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+    """
+    Move spikes by a sample where their template fits better there, and take all templates away.
+
+    Matching with templates that lie between the samples leaves the times of a fifth of the spikes a sample off. To a
+    large spike this is more than noise.
+
+    Parameters
+    ----------
+    traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs
+        As for `extract_residuals`.
+
+    Returns
+    -------
+    sorting : NumpySorting
+    residuals : Residuals
+        Of its spikes.
+    """
+    residuals = extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs)
+    spikes = sorting.to_spike_vector().copy()
+    for unit_index in range(len(sorting.unit_ids)):
+        members = np.flatnonzero(spikes["unit_index"] == unit_index)
+        spikes["sample_index"][members] += find_places(residuals, members, unit_index)
+    move_inside(spikes, traces)
+    shutil.rmtree(folder / "found")
+    labels = sorting.unit_ids[spikes["unit_index"]]
+    placed, _ = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)
+    return placed, extract_residuals(traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs)
+
+
+def find_places(residuals, members, unit_index):
+    """Samples from where spikes of a unit are to where its template fits them best, int (n_spikes,)."""
+    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))
+    moved = np.stack([shift_waveforms(waveform, -place)[:, residuals.window] for place in PLACES])
+    products = residuals.apply(partial(multiply, others=moved), members, unit_index)
+    products = products + multiply(waveform[None, :, residuals.window], moved)
+    return PLACES[np.argmax(products - 0.5 * np.sum(moved**2, axis=(1, 2)), axis=1)]
+
+
+def multiply(waveforms, others):
+    """Inner products of two arrays (n, n_channels, n_samples) and (m, n_channels, n_samples): shape (n, m)."""
+    return np.tensordot(waveforms, others, axes=([1, 2], [1, 2]))
 
 
 def pad_templates(templates):

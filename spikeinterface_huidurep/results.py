@@ -7,11 +7,12 @@ import numpy as np
 from scipy.stats import median_abs_deviation
 from spikeinterface.core import NumpySorting
 
+from spikeinterface_huidurep.leftovers import MAX_DELAY_OF_UNIT_MS, find_true_shares
 from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.matching import measure_norms
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
 from spikeinterface_huidurep.refinement import N_AROUND, remove_running_mean
-from spikeinterface_huidurep.residuals import find_main_channels
+from spikeinterface_huidurep.residuals import find_main_channels, multiply
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron
@@ -55,15 +56,10 @@ def compute_posteriors(sorting, residuals, neurons):
         )
         differences = np.stack([shift_waveforms(other, find_lag(own, other)[0]) - own for other in others])
         differences = differences[:, :, residuals.window]
-        products = residuals.apply(partial(multiply, differences=differences), members, unit_index)
+        products = residuals.apply(partial(multiply, others=differences), members, unit_index)
         energies = np.sum(differences**2, axis=(1, 2))
         posteriors[members] = posterior_of_products(products, energies, counts[competitors] / counts[unit_index])
     return posteriors
-
-
-def multiply(residuals, differences):
-    """Products of residuals (n_spikes, n_channels, n_samples) and differences, shape (n_spikes, n_others)."""
-    return np.tensordot(residuals, differences, axes=([1, 2], [1, 2]))
 
 
 def posterior_of_products(products, energies, frequencies):
@@ -100,14 +96,16 @@ def describe_units(sorting, templates, posteriors, peak_sign):
 
     `main_channel_id`, `x_um` and `y_um` (centre of mass of the squared peak-to-peak amplitude), `snr` (largest
     deflection of the template in noise SD of the whitened traces), `mean_posterior`, `n_spikes` and `quality` (0 to 1:
-    the mean posterior, less for templates that noise could have made).
+    the mean posterior, less for templates that noise could have made and for units many of whose spikes come with those
+    of a larger one).
     """
     waveforms = templates.get_dense_templates()  # (u, t, c)
     spikes = sorting.to_spike_vector()
     counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids))
     totals = np.bincount(spikes["unit_index"], weights=posteriors, minlength=len(sorting.unit_ids))
     locations_um = locate_templates(templates)
-    sorting.set_property("main_channel_id", templates.channel_ids[find_main_channels(templates, peak_sign)])
+    main_channels = find_main_channels(templates, peak_sign)
+    sorting.set_property("main_channel_id", templates.channel_ids[main_channels])
     sorting.set_property("x_um", locations_um[:, 0])
     sorting.set_property("y_um", locations_um[:, 1])
     sorting.set_property("snr", np.abs(waveforms).max(axis=(1, 2)))
@@ -115,7 +113,11 @@ def describe_units(sorting, templates, posteriors, peak_sign):
     norms = measure_norms(templates, dict(zip(sorting.unit_ids.tolist(), counts.tolist(), strict=True)))
     sorting.set_property("mean_posterior", mean_posteriors)
     sorting.set_property("n_spikes", counts)
-    sorting.set_property("quality", mean_posteriors * (1 - np.exp(-0.5 * (norms / QUALITY_NORM) ** 2)))
+    main_locations_um = templates.get_channel_locations()[main_channels]
+    shares = find_true_shares(sorting, norms, main_locations_um, np.arange(len(norms)), MAX_DELAY_OF_UNIT_MS)
+    independence = np.bincount(spikes["unit_index"], weights=shares, minlength=len(counts)) / np.maximum(counts, 1)
+    is_no_noise = 1 - np.exp(-0.5 * (norms / QUALITY_NORM) ** 2)
+    sorting.set_property("quality", mean_posteriors * independence * is_no_noise)
 
 
 def join_groups(sortings, posteriors, sampling_frequency):

@@ -3,7 +3,14 @@
 import numpy as np
 import pytest
 
-from spikeinterface_huidurep.leftovers import MIN_TRUE, find_true_shares, find_true_spikes, measure_shares
+from spikeinterface_huidurep.leftovers import (
+    MAX_DELAY_MS,
+    MAX_DELAY_OF_UNIT_MS,
+    MIN_TRUE,
+    find_true_shares,
+    find_true_spikes,
+    measure_shares,
+)
 from spikeinterface_huidurep.matching import make_sorting
 
 SAMPLING_FREQUENCY = 30_000.0
@@ -21,11 +28,11 @@ def make_pair(large, small):
     return make_sorting(samples, labels, np.zeros(len(samples), int), SAMPLING_FREQUENCY)
 
 
-def find_shares(large, small, norms=(50.0, 12.0), locations_um=LOCATIONS_UM):
+def find_shares(large, small, norms=(50.0, 12.0), locations_um=LOCATIONS_UM, max_delay_ms=MAX_DELAY_MS):
     """Shares of the large and of the small spikes, each in the order given."""
     sorting, order = make_pair(large, small)
     shares = np.empty(len(order))
-    shares[order] = find_true_shares(sorting, np.array(norms), locations_um)
+    shares[order] = find_true_shares(sorting, np.array(norms), locations_um, np.arange(2), max_delay_ms)
     return np.split(shares, [len(large)])
 
 
@@ -71,9 +78,40 @@ def test_shares_are_chance_over_found():
     np.testing.assert_allclose(shares, [1, 1, 3 / 61, 3 / 90, 3 / 90, 3 / 30, 1])
 
 
+@pytest.mark.parametrize("delay", [-45, -16, 16, 45])
+def test_a_longer_delay_may_be_asked_for(delay):
+    large, small = draw_train(4000, 0), draw_train(2000, 1)
+    _, of_small = find_shares(large, np.concatenate([small, large[::20] + delay]), max_delay_ms=MAX_DELAY_OF_UNIT_MS)
+    assert (of_small[2000:] < 0.1).all()
+
+
+def test_the_fragments_of_a_neuron_are_taken_together():
+    """A few coincidences with each of many fragments may be chance, all of them together are not."""
+    n_fragments = 8
+    large, small = draw_train(4000, 0), draw_train(2000, 1)
+    samples = np.concatenate([large, small, large[:16] + 5])
+    labels = np.r_[np.arange(4000) % n_fragments, np.full(2016, n_fragments)]
+    sorting, order = make_sorting(samples, labels, np.zeros(len(samples), int), SAMPLING_FREQUENCY)
+    norms, locations_um = np.r_[np.full(n_fragments, 50.0), 12.0], np.zeros((n_fragments + 1, 2))
+    found = {}
+    for name, neurons in (("apart", np.arange(9)), ("together", np.r_[np.zeros(n_fragments, int), n_fragments])):
+        shares = np.empty(len(order))
+        shares[order] = find_true_shares(sorting, norms, locations_um, neurons)
+        found[name] = shares[-16:]
+    assert (found["apart"] == 1).all() and (found["together"] < 0.2).all()
+
+
 def test_units_of_leftovers_go_as_a_whole():
     sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
     shares = np.r_[np.full(4, 0.1), np.ones(6), np.full(6, 0.1), np.ones(4)][order]
     is_true = np.empty(20, dtype=bool)
-    is_true[order] = find_true_spikes(sorting, shares)
+    is_true[order] = find_true_spikes(sorting, shares, np.ones(20))
     assert is_true.tolist() == [False] * 4 + [True] * 6 + [False] * 10
+
+
+def test_leftovers_at_longer_delays_go_only_with_their_unit():
+    sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
+    shares_of_unit = np.r_[np.full(4, 0.1), np.ones(6), np.full(6, 0.1), np.ones(4)][order]
+    is_true = np.empty(20, dtype=bool)
+    is_true[order] = find_true_spikes(sorting, np.ones(20), shares_of_unit)
+    assert is_true.tolist() == [True] * 10 + [False] * 10

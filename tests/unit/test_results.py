@@ -215,6 +215,17 @@ def test_quality_falls_with_confidence_and_size():
     assert weak == pytest.approx(1 - np.exp(-0.5 * (5**2 - 60 / 200) / QUALITY_NORM**2))
 
 
+def test_quality_falls_with_the_share_of_spikes_that_come_with_those_of_a_larger_unit():
+    array = np.zeros((2, 60, 1))
+    array[:, 20, 0] = -200, -100
+    large = 1000 * np.arange(1, 401) + np.random.default_rng(0).integers(0, 900, 400)
+    samples = np.concatenate([large, large[:100] + 30, large[100:] + 450])
+    sorting = make_sorting(samples, np.repeat([0, 1], 400))
+    describe_units(sorting, make_templates(array), np.ones(800), "neg")
+    large_quality, small_quality = sorting.get_property("quality")
+    assert large_quality == pytest.approx(1.0) and small_quality == pytest.approx(0.75, abs=0.03)
+
+
 def test_units_without_spikes_have_no_posterior():
     array = np.zeros((2, 60, 1))
     array[:, 20] = -5
