@@ -4,9 +4,10 @@ Link the fragments of a neuron.
 Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the other
 is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
 their templates are alike and their spikes fall into the same stretches of time much less often than chance. They are
-also linked when they fire together, but hardly ever one within the refractory period of the other. The pair with the
-closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
-nothing.
+also linked when they fire together, but hardly ever one within the refractory period of the other. What is left of
+drift after its correction may take a neuron to and fro within seconds: units with nearly the same template are linked
+when they take turns as short as that. The pair with the closest templates goes first, and the times of linked units are
+taken together: a neuron that is complete links to nothing.
 """
 
 import numpy as np
@@ -54,7 +55,7 @@ def link_fragments(sorting, templates, duration_s):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         if neurons[first] != neurons[second] and (
-            coincidence(*trains, sum(duration_s), choose_n_bins(*trains, sum(duration_s))) < MAX_COINCIDENCE
+            coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE
             or (difference <= MAX_DIFFERENCE_IN_TURN and fire_in_turn(*trains, sum(duration_s)))
             or respect_refractory_period(*trains)
         ):
@@ -104,12 +105,7 @@ def join_fragments(sorting, posteriors, neurons, kept):
     return joined, posteriors[kept][order]
 
 
-def choose_n_bins(first_s, second_s, duration_s):
-    """Number of stretches of time in which two trains are compared; below MIN_BINS with too few spikes to tell."""
-    return int(min(duration_s / MIN_BIN_S, len(first_s) * len(second_s) / MIN_CHANCE_COINCIDENCES, MAX_BINS))
-
-
-def coincidence(first_s, second_s, duration_s, n_bins):
+def coincidence(first_s, second_s, duration_s, bin_s=MIN_BIN_S, max_bins=MAX_BINS):
     """
     How often two trains fire in the same stretch of time: 0 never, 1 as chance has it.
 
@@ -118,8 +114,10 @@ def coincidence(first_s, second_s, duration_s, n_bins):
     first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
         Times in s.
     duration_s : float
-    n_bins : int
-        Stretches.
+    bin_s : float, default: MIN_BIN_S
+        Length of a stretch; longer with few spikes.
+    max_bins : float, default: MAX_BINS
+        Number of stretches at most.
 
     Returns
     -------
@@ -127,15 +125,16 @@ def coincidence(first_s, second_s, duration_s, n_bins):
         1 where there are too few spikes to tell.
     """
     n_pairs = len(first_s) * len(second_s)
-    if n_bins < MIN_BINS or n_pairs < MIN_CHANCE_COINCIDENCES * n_bins:
+    n_bins = int(min(duration_s / bin_s, n_pairs / MIN_CHANCE_COINCIDENCES, max_bins))
+    if n_bins < MIN_BINS:
         return 1.0
     counts = [np.histogram(times, n_bins, range=(0, duration_s))[0] for times in (first_s, second_s)]
     return float(n_bins * np.sum(counts[0] * counts[1]) / n_pairs)
 
 
 def fire_in_turn(first_s, second_s, duration_s):
-    """Whether two trains take turns of seconds; False where there are too few spikes to tell."""
-    return coincidence(first_s, second_s, duration_s, int(duration_s / TURN_S)) < MAX_COINCIDENCE_IN_TURN
+    """Whether two trains take turns of seconds."""
+    return coincidence(first_s, second_s, duration_s, TURN_S, np.inf) < MAX_COINCIDENCE_IN_TURN
 
 
 def respect_refractory_period(first_s, second_s):

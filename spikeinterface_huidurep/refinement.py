@@ -45,7 +45,7 @@ MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a b
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
-MIN_SHARPENING = 2.0  # log-likelihood of a spike that alignment has to add: the template is a blur of shifted spikes
+MIN_SHARPENING = 2.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -120,14 +120,14 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
             lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
             groups.append((np.concatenate([members[first], members[second]]), lags))
             changed |= {first, second}
+    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    norms, _ = residuals.describe_templates()
     for index, rows in enumerate(members):
-        if index not in changed and len(rows) >= MIN_SPIKES:
-            lags, gain = align_unit(residuals, rows, index)
+        if index not in changed and norms[index] >= WEAK_NORM and len(rows) >= MIN_SPIKES:
+            lags, gain = align_unit(residuals, rows, index, made_of[index])
             if gain >= MIN_SHARPENING:
                 groups.append((rows, lags))
                 changed.add(index)
-    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
-    norms, _ = residuals.describe_templates()
     for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
         if index in changed:
             continue
@@ -144,39 +144,39 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
 
 
-def align_unit(residuals, rows, unit_index):
+def align_unit(residuals, rows, unit_index, n_made_of):
     """
-    Lags that bring the spikes of a unit on top of each other, where its template is the mean of spikes that are not.
+    Bring the spikes of a unit on top of each other, as the spikes that its template was made of may not have been.
 
     Parameters
     ----------
     residuals : Residuals
     rows : np.ndarray, int64, shape (n_spikes,)
-        At least one.
     unit_index : int
+    n_made_of : float
+        Number of spikes that the template was made of.
 
     Returns
     -------
     lags : np.ndarray, int64, shape (n_spikes,)
         `spike[:, k + lag]` is like the others.
     gain : float
-        Log-likelihood, in white noise of SD 1, that a spike gains when it and the others are aligned; mean over spikes.
+        By how much the mean of the aligned spikes fits them better than the template fitted them, without what chance
+        would give: log-likelihood in white noise of SD 1, mean over spikes.
     """
-    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
-    spikes = residuals.read(rows, unit_index) + waveform
+    left = residuals.read(rows, unit_index)
+    spikes = left + residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
     aligned = spikes
     for _ in range(N_ALIGNMENTS):
         moved = np.stack([shift_waveforms(aligned.mean(axis=0), -lag) for lag in LAGS])
         products = multiply(spikes, moved) - 0.5 * np.sum(moved**2, axis=(1, 2))
         lags = LAGS[products.argmax(axis=1)]
         aligned = np.stack([shift_waveforms(spike, lag) for spike, lag in zip(spikes, lags, strict=True)])
-    return lags, 0.5 * (measure_spread(spikes) - measure_spread(aligned))
-
-
-def measure_spread(spikes):
-    """Mean squared distance of spikes (n_spikes, n_channels, n_samples) to their mean, without what LAGS move in."""
-    inner = spikes[:, :, max(LAGS) : spikes.shape[2] - max(LAGS)]
-    return float(np.mean(np.sum((inner - inner.mean(axis=0)) ** 2, axis=(1, 2))))
+    inner = slice(max(LAGS), left.shape[2] - max(LAGS))
+    left, aligned = left[:, :, inner], aligned[:, :, inner]
+    before, after = (np.mean(np.sum(part**2, axis=(1, 2))) for part in (left, aligned - aligned.mean(axis=0)))
+    by_chance = after * (1 / len(rows) + 1 / n_made_of)
+    return lags, 0.5 * (before - after - by_chance)
 
 
 def find_larger_spikes(residuals, rows, unit_index):

@@ -15,6 +15,7 @@ from spikeinterface_huidurep.linking import (
     coincidence,
     count_pairs,
     find_alike_templates,
+    fire_in_turn,
     join_fragments,
     link_fragments,
     locate_templates,
@@ -85,6 +86,27 @@ def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
     found = [coincidence(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), 300.0) for _ in range(50)]
     assert np.mean(found) == pytest.approx(1, abs=0.05)
     assert np.mean(np.array(found) < MAX_COINCIDENCE) <= 0.04
+
+
+def draw_turns(turn_s, n_spikes=600, seed=0):
+    """Times of one neuron, and which of them are in every other turn."""
+    times_s = np.sort(DURATION_S * np.random.default_rng(seed).random(n_spikes))
+    return times_s, (times_s / turn_s).astype(int) % 2 == 0
+
+
+def test_turns_of_seconds_are_seen_where_stretches_are_as_short():
+    times_s, is_first = draw_turns(5.0)
+    trains = times_s[is_first], times_s[~is_first]
+    assert coincidence(*trains, DURATION_S) > MAX_COINCIDENCE
+    assert fire_in_turn(*trains, DURATION_S)
+
+
+@pytest.mark.parametrize("n_first, n_second", [(14, 14), (30, 600), (300, 300)])
+def test_independent_neurons_take_no_turns(n_first, n_second):
+    rng = np.random.default_rng(0)
+    assert not any(
+        fire_in_turn(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), DURATION_S) for _ in range(50)
+    )
 
 
 def test_in_a_long_recording_taking_turns_every_minute_is_no_drift():
@@ -216,6 +238,14 @@ def test_fragments_are_linked_and_named_after_the_largest():
 def test_a_chain_of_fragments():
     sorting = make_trains(fire(100, 0, 0.3), fire(300, 0.3, 0.7), fire(200, 0.7, 1))
     assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [1, 1, 1]
+
+
+@pytest.mark.parametrize("size, n_neurons", [(9.5, 1), (6.0, 2)])
+def test_fragments_that_take_turns_of_seconds_are_linked_if_nearly_the_same(size, n_neurons):
+    times_s, is_first = draw_turns(5.0)
+    sorting = make_trains(times_s[is_first], times_s[~is_first])
+    neurons = link_fragments(sorting, make_units((10, 3, 0), (size, 3, 0)), [DURATION_S])
+    assert len(set(neurons.tolist())) == n_neurons
 
 
 def test_neurons_that_fire_together_are_two_however_alike():

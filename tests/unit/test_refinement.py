@@ -18,6 +18,8 @@ from spikeinterface_huidurep.refinement import (
     MIN_EXCESS,
     MIN_SEPARATION,
     MIN_SHARE,
+    MIN_SHARPENING,
+    align_unit,
     find_larger_spikes,
     find_same_units,
     join_parts,
@@ -292,6 +294,35 @@ def make_residuals(waveforms, main_channels, n_spikes=100, radius_um=60.0, seed=
     return residuals, list(np.arange(len(values)).reshape(len(waveforms), n_spikes))
 
 
+@pytest.mark.parametrize("share_late", [0.0, 0.3])
+def test_a_template_of_spikes_that_are_not_aligned_is_made_anew(share_late):
+    """A third of the spikes lie two samples later than the others; the template is the mean of all."""
+    late = np.arange(100) < 100 * share_late
+    moved = np.where(late[:, None, None], SIZES * long_pulse(2), SIZES * long_pulse())
+    residuals, (rows,) = make_residuals([moved.mean(axis=0)], [1])
+    residuals.values[:] += (moved - moved.mean(axis=0))[:, :, residuals.window].transpose(0, 2, 1)
+    lags, gain = align_unit(residuals, rows, 0, n_made_of=1000)
+    assert (gain > MIN_SHARPENING) == (share_late > 0)
+    if share_late > 0:
+        assert np.mean(lags[late] - np.median(lags[~late]) == 2) > 0.95
+
+
+@pytest.mark.parametrize("n_made_of", [100, 1000])
+def test_a_template_that_is_noisy_as_chance_has_it_stays(n_made_of):
+    noise = np.random.default_rng(1).normal(size=(N_SAMPLES + 2 * PAD,)) / np.sqrt(n_made_of)
+    residuals, (rows,) = make_residuals([SIZES * long_pulse() + noise], [1])
+    residuals.values[:] -= np.tile(noise[residuals.window][:, None], residuals.values.shape[2])
+    assert align_unit(residuals, rows, 0, n_made_of)[1] < MIN_SHARPENING
+
+
+def test_a_template_that_is_wrong_is_made_anew():
+    residuals, (rows,) = make_residuals([0.6 * SHAPE], [1])
+    residuals.values[:] += 0.4 * SHAPE[:, residuals.window].T
+    lags, gain = align_unit(residuals, rows, 0, n_made_of=1000)
+    assert gain == pytest.approx(0.5 * np.sum((0.4 * SHAPE) ** 2), rel=0.2)
+    assert not lags.any()
+
+
 def find_same(residuals, members, sizes=None, threshold=THRESHOLD):
     sizes = np.array([len(rows) for rows in members] if sizes is None else sizes)
     return find_same_units(residuals, members, sizes, threshold)
@@ -556,8 +587,9 @@ def make_larger(matched, excess):
 
 
 @pytest.mark.parametrize("share, is_replaced", [(1 / 1.49, False), (1 / 1.51, True)])
-def test_a_unit_that_found_many_more_and_larger_spikes_gets_a_new_template(matched, share, is_replaced):
+def test_a_unit_that_found_many_more_and_larger_spikes_gets_a_new_template(matched, monkeypatch, share, is_replaced):
     """Unit CLEAN, unlike the others, neither holds two neurons nor is one with another."""
+    monkeypatch.setattr(refinement, "MIN_SHARPENING", np.inf)
     sorting, residuals = matched[0], make_larger(matched, 10.0)[0]
     refined = refine(sorting, residuals, unit_20=share)
     assert (CLEAN in refined.replaced) == is_replaced

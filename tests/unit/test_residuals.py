@@ -6,7 +6,7 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import residuals as residuals_module
 from spikeinterface_huidurep.merging import MAX_LAG
-from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, pad_templates
+from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, pad_templates, place_spikes
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_templates
@@ -108,6 +108,46 @@ def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):
     found = residuals.get_waveform(1, [3, 0])[:, residuals.window]
     wanted = templates.get_dense_templates()[1, 30 - N_BEFORE : 30 + N_AFTER][:, [3, 0]].T
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
+
+
+def test_spikes_go_to_the_sample_where_their_template_fits_best(tmp_path):
+    """Also where they overlap, and with residuals of the new places."""
+    rng = np.random.default_rng(0)
+    traces, shape = rng.normal(size=(20_000, N_CHANNELS)).astype("float32"), np.zeros((2, 90, N_CHANNELS))
+    shape[0, 25:40, 3:] = -20 * np.hanning(15)[:, None]
+    shape[1, 25:40, :3] = -20 * np.hanning(15)[:, None]
+    truth = 100 + 55 * np.arange(300)
+    units = np.arange(300) % 2
+    for sample, unit in zip(truth, units, strict=True):
+        traces[sample - 30 : sample + 60] += shape[unit]
+    off = rng.integers(-1, 2, 300)
+    sorting = make_sorting(truth + off, units, np.zeros(300, int), unit_ids=np.array([4, 7]))
+    templates = make_templates(shape, 30, unit_ids=[4, 7])
+    recording = NumpyRecording([traces], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
+    placed, residuals = place_spikes(
+        recording, sorting, templates, neighborhoods, "neg", tmp_path / "spikes", JOB_KWARGS
+    )
+    assert placed.unit_ids.tolist() == [4, 7]
+    assert placed.to_spike_vector()["sample_index"].tolist() == truth.tolist()
+    assert placed.to_spike_vector()["unit_index"].tolist() == units.tolist()
+    assert np.std(residuals.values[:, :, :2]) == pytest.approx(1, abs=0.02)
+    assert sorting.to_spike_vector()["sample_index"].tolist() == (truth + off).tolist()
+
+
+def test_spikes_stay_inside_their_segments(tmp_path):
+    traces, sorting, templates = make_case((2000, 100, 1000))
+    recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
+    placed, _ = place_spikes(recording, sorting, templates, neighborhoods, "neg", tmp_path / "spikes", JOB_KWARGS)
+    before, after = sorting.to_spike_vector(), placed.to_spike_vector()
+    assert np.array_equal(before["segment_index"], after["segment_index"])
+    for segment, size in enumerate((2000, 100, 1000)):
+        samples, old = (spikes["sample_index"][spikes["segment_index"] == segment] for spikes in (after, before))
+        assert samples.min() >= 0 and samples.max() < size and np.all(np.diff(samples) >= 0)
+        assert np.abs(samples - old).max() <= 1
 
 
 # --- templates ---
