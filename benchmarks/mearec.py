@@ -5,6 +5,10 @@ The templates are simulated once for each probe and kept. That needs the package
 `benchmark`) and a C compiler. The cell models are under CC BY-NC-SA 4.0: for evaluation only.
 """
 
+import os
+import sys
+from pathlib import Path
+
 import spikeinterface.full as si
 
 N_TEMPLATES_PER_MODEL = 10
@@ -58,6 +62,8 @@ def simulate_templates(probe_name, file_path):
     """Simulate 10 neurons of each cell model at random places beside a probe, and save their templates."""
     import MEArec
 
+    # NEURON compiles its mechanisms by a program beside this Python, and crashes where it is not found
+    os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     params = MEArec.get_default_templates_params()
     params |= dict(
         probe=probe_name, n=N_TEMPLATES_PER_MODEL, min_amp=MIN_AMPLITUDE_UV, ncontacts=1, seed=TEMPLATES_SEED
