@@ -9,6 +9,9 @@ while the probe drifts, which moves neighbours in time alike; both are taken out
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
 its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
 and would make a template that picks more.
+
+The spikes of a large neuron may have been detected at different samples, so that its template is a blur, and the next
+template finds what the blur does not fit. Matched and aligned, they make a sharp one.
 """
 
 from dataclasses import dataclass
@@ -85,9 +88,10 @@ class RefinedUnits:
 
 def refine_units(sorting, residuals, n_spikes, threshold, seed):
     """
-    Split units that hold several neurons, join units that are one, and take again those that found many more spikes.
+    Split units that hold several neurons, join units that are one, make templates anew that do not fit their spikes.
 
-    Weak units that found far more, and no larger ones, are left out.
+    So are those of units that found many more spikes, if they are larger. Weak units that found far more, and no larger
+    ones, are left out.
 
     Parameters
     ----------
@@ -108,40 +112,63 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     unit_indices = sorting.to_spike_vector()["unit_index"]
     sizes = np.bincount(unit_indices, minlength=len(sorting.unit_ids))
     members = [thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sizes))]
-    groups, changed = [], set()  # a group holds the spike indices of a new unit, and lags that align them
+    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    changes = _Changes()
+    _split_units(changes, residuals, members, threshold, seed)
+    for first, second, lag in find_same_units(residuals, members, sizes, threshold):
+        lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
+        changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
+    _align_units(changes, residuals, members, made_of)
+    _take_larger_spikes(changes, residuals, members, sizes, made_of)
+    peaks, labels = _collect_peaks(changes.groups, sorting, residuals.main_channels)
+    weights = sizes / np.maximum([len(rows) for rows in members], 1)
+    first_id = max(sorting.unit_ids) + 1
+    n_spikes_of_new = {
+        first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(changes.groups)
+    }
+    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changes.units)].tolist())
+
+
+class _Changes:
+    """The units that changed so far, each but once, and the groups of spikes that take their place."""
+
+    def __init__(self):
+        self.units = set()
+        self.groups = []  # of (indices of spikes, lags that align them)
+
+    def replace(self, units, groups):
+        if self.units.isdisjoint(units):
+            self.units.update(units)
+            self.groups += groups
+
+
+def _split_units(changes, residuals, members, threshold, seed):
     for index, rows in enumerate(members):
         waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
         parts = split_unit(residuals.read(rows, index), waveform, threshold, seed)
         if parts.max() > 0:
-            groups += [(rows[parts == part], 0) for part in range(parts.max() + 1)]
-            changed.add(index)
-    for first, second, lag in find_same_units(residuals, members, sizes, threshold):
-        if not changed & {first, second}:
-            lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
-            groups.append((np.concatenate([members[first], members[second]]), lags))
-            changed |= {first, second}
-    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+            changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
+
+
+def _align_units(changes, residuals, members, made_of):
     norms, _ = residuals.describe_templates()
     for index, rows in enumerate(members):
-        if index not in changed and norms[index] >= WEAK_NORM and len(rows) >= MIN_SPIKES:
+        if index not in changes.units and norms[index] >= WEAK_NORM and len(rows) >= MIN_SPIKES:
             lags, gain = align_unit(residuals, rows, index, made_of[index])
             if gain >= MIN_SHARPENING:
-                groups.append((rows, lags))
-                changed.add(index)
+                changes.replace([index], [(rows, lags)])
+
+
+def _take_larger_spikes(changes, residuals, members, sizes, made_of):
+    norms, _ = residuals.describe_templates()
     for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
-        if index in changed:
+        if index in changes.units:
             continue
         larger = find_larger_spikes(residuals, members[index], index)
         if len(larger) >= MIN_SPIKES:
-            groups.append((larger, 0))
-            changed.add(index)
+            changes.replace([index], [(larger, 0)])
         elif sizes[index] > MAX_INFLATION * made_of[index] and norms[index] < WEAK_NORM:
-            changed.add(index)  # it found things of many kinds, and nothing takes its place
-    peaks, labels = _collect_peaks(groups, sorting, residuals.main_channels)
-    weights = sizes / np.maximum([len(rows) for rows in members], 1)
-    first_id = max(sorting.unit_ids) + 1
-    n_spikes_of_new = {first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(groups)}
-    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changed)].tolist())
+            changes.replace([index], [])  # it found things of many kinds
 
 
 def align_unit(residuals, rows, unit_index, n_made_of):
