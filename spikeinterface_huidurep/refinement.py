@@ -48,7 +48,7 @@ MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a b
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
-MIN_SHARPENING = 2.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
+MIN_SHARPENING = 20.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
