@@ -20,7 +20,7 @@ from spikeinterface_huidurep.residuals import count_samples
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
-MIN_CHANGE = 3.0  # noise SD; with less the template of the whole recording fits as well
+MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 
 
 @dataclass
