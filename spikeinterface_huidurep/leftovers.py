@@ -26,7 +26,7 @@ MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it giv
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
 
 
-def find_true_shares(sorting, norms, locations_um, neurons, max_delay_ms=MAX_DELAY_MS):
+def find_true_shares(sorting, norms, locations_um, neurons, max_delays_ms):
     """
     Probability that each spike is one of its own, and not what a spike of a larger unit left over.
 
@@ -39,21 +39,22 @@ def find_true_shares(sorting, norms, locations_um, neurons, max_delay_ms=MAX_DEL
         Of the main channels.
     neurons : np.ndarray, int64, shape (n_units,)
         See `linking.link_fragments`; the larger fragments of one neuron are taken together.
-    max_delay_ms : float, default: MAX_DELAY_MS
+    max_delays_ms : sequence of float
         To the larger spike.
 
     Returns
     -------
-    shares : np.ndarray, float32, shape (n_spikes,)
-        In the order of `sorting.to_spike_vector()`.
+    shares : np.ndarray, float32, shape (n_max_delays, n_spikes)
+        With each of the longest delays; spikes in the order of `sorting.to_spike_vector()`.
     """
-    max_delay, *chance_delays = (
-        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (max_delay_ms, *CHANCE_DELAY_MS)
+    max_delays, chance_delays = (
+        [round(ms * 1e-3 * sorting.sampling_frequency) for ms in delays_ms]
+        for delays_ms in (max_delays_ms, CHANCE_DELAY_MS)
     )
     times = concatenate_segments(sorting, chance_delays[1])
     unit_indices = sorting.to_spike_vector()["unit_index"]
     rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]
-    shares = np.ones(len(times), dtype="float32")
+    shares = np.ones((len(max_delays), len(times)), dtype="float32")
     for unit, location_um in enumerate(locations_um):
         is_near = np.linalg.norm(locations_um - location_um, axis=1) <= MAX_DISTANCE_UM
         is_larger = is_near & (norms > norms[unit])
@@ -64,9 +65,11 @@ def find_true_shares(sorting, norms, locations_um, neurons, max_delay_ms=MAX_DEL
             delays = times[rows[unit][indices]] - others[partners]
             n_by_chance = 1 + np.sum(np.abs(delays) >= chance_delays[0])  # not 0: a few spikes tell little of chance
             per_delay = n_by_chance / (2 * (chance_delays[1] - chance_delays[0] + 1))
-            is_close = np.abs(delays) <= max_delay
-            share_at_delay = measure_shares(delays[is_close], max_delay, per_delay)
-            np.minimum.at(shares, rows[unit][indices[is_close]], share_at_delay[delays[is_close] + max_delay])
+            for shares_within, max_delay in zip(shares, max_delays, strict=True):
+                is_close = np.abs(delays) <= max_delay
+                share_at_delay = measure_shares(delays[is_close], max_delay, per_delay)
+                close_rows = rows[unit][indices[is_close]]
+                np.minimum.at(shares_within, close_rows, share_at_delay[delays[is_close] + max_delay])
     return shares
 
 

@@ -120,10 +120,7 @@ class _Clusters:
         center = centers[np.argmax(counts)]
         at_center = members[self.channels[members] == center]
         chosen = np.sort(self.rng.permutation(at_center)[:MAX_TESTED_SPIKES])
-        sample = self.waveforms[chosen]
-        for lag in np.unique(self.lags[chosen]):
-            shifted = self.lags[chosen] == lag
-            sample[shifted] = shift_waveforms(sample[shifted], lag)
+        sample = shift_each(self.waveforms[chosen], self.lags[chosen])
         self.members[label], self.centers[label] = members, center
         self.samples[label], self.means[label] = sample, sample.mean(axis=0, dtype="float32")
 
@@ -282,6 +279,26 @@ def find_centres(waveforms, locations_um):
     """Centres of mass of squared peak-to-peak amplitudes: (n_units, n_samples, n_channels) to (n_units, 2) in um."""
     weights = np.ptp(waveforms, axis=1) ** 2
     return weights @ locations_um / weights.sum(axis=1, keepdims=True)
+
+
+def shift_each(waveforms, lags):
+    """
+    Waveforms, each shifted by its own lag as `shift_waveforms` does.
+
+    Parameters
+    ----------
+    waveforms : np.ndarray, float, shape (n_spikes, n_channels, n_samples)
+    lags : np.ndarray, int64, shape (n_spikes,)
+        Samples.
+
+    Returns
+    -------
+    waveforms : np.ndarray, float, shape (n_spikes, n_channels, n_samples)
+    """
+    shifted = np.empty_like(waveforms)
+    for lag in np.unique(lags):
+        shifted[lags == lag] = shift_waveforms(waveforms[lags == lag], lag)
+    return shifted
 
 
 def shift_waveforms(waveforms, lag):

@@ -30,10 +30,11 @@ from spikeinterface_huidurep.merging import (
     find_lag,
     project_on_difference,
     separation,
+    shift_each,
     shift_waveforms,
     thin,
 )
-from spikeinterface_huidurep.residuals import multiply
+from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
 
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
@@ -113,13 +114,14 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     sizes = np.bincount(unit_indices, minlength=len(sorting.unit_ids))
     members = [thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sizes))]
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    norms, _ = residuals.describe_templates()
     changes = _Changes()
     _split_units(changes, residuals, members, threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
-    _align_units(changes, residuals, members, made_of)
-    _take_larger_spikes(changes, residuals, members, sizes, made_of)
+    _align_units(changes, residuals, members, made_of, norms)
+    _take_larger_spikes(changes, residuals, members, sizes, made_of, norms)
     peaks, labels = _collect_peaks(changes.groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
@@ -150,8 +152,7 @@ def _split_units(changes, residuals, members, threshold, seed):
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
 
 
-def _align_units(changes, residuals, members, made_of):
-    norms, _ = residuals.describe_templates()
+def _align_units(changes, residuals, members, made_of, norms):
     for index, rows in enumerate(members):
         if index not in changes.units and norms[index] >= WEAK_NORM and len(rows) >= MIN_SPIKES:
             lags, gain = align_unit(residuals, rows, index, made_of[index])
@@ -159,8 +160,7 @@ def _align_units(changes, residuals, members, made_of):
                 changes.replace([index], [(rows, lags)])
 
 
-def _take_larger_spikes(changes, residuals, members, sizes, made_of):
-    norms, _ = residuals.describe_templates()
+def _take_larger_spikes(changes, residuals, members, sizes, made_of, norms):
     for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
         if index in changes.units:
             continue
@@ -195,10 +195,9 @@ def align_unit(residuals, rows, unit_index, n_made_of):
     spikes = left + residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
     aligned = spikes
     for _ in range(N_ALIGNMENTS):
-        moved = np.stack([shift_waveforms(aligned.mean(axis=0), -lag) for lag in LAGS])
-        products = multiply(spikes, moved) - 0.5 * np.sum(moved**2, axis=(1, 2))
-        lags = LAGS[products.argmax(axis=1)]
-        aligned = np.stack([shift_waveforms(spike, lag) for spike, lag in zip(spikes, lags, strict=True)])
+        moved = move_waveform(aligned.mean(axis=0), LAGS)
+        lags = choose_lags(LAGS, multiply(spikes, moved), moved)
+        aligned = shift_each(spikes, lags)
     inner = slice(max(LAGS), left.shape[2] - max(LAGS))
     left, aligned = left[:, :, inner], aligned[:, :, inner]
     before, after = (np.mean(np.sum(part**2, axis=(1, 2))) for part in (left, aligned - aligned.mean(axis=0)))

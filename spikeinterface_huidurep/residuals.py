@@ -155,10 +155,34 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
 def find_places(residuals, members, unit_index):
     """Samples from where spikes of a unit are to where its template fits them best, int (n_spikes,)."""
     waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))
-    moved = np.stack([shift_waveforms(waveform, -place)[:, residuals.window] for place in PLACES])
+    moved = move_waveform(waveform, PLACES)[:, :, residuals.window]
     products = residuals.apply(partial(multiply, others=moved), members, unit_index)
     products = products + multiply(waveform[None, :, residuals.window], moved)
-    return PLACES[np.argmax(products - 0.5 * np.sum(moved**2, axis=(1, 2)), axis=1)]
+    return choose_lags(PLACES, products, moved)
+
+
+def move_waveform(waveform, lags):
+    """A waveform (n_channels, n_samples) later by each of the lags in samples: (n_lags, n_channels, n_samples)."""
+    return np.stack([shift_waveforms(waveform, -lag) for lag in lags])
+
+
+def choose_lags(lags, products, moved):
+    """
+    The lag in samples at which a waveform fits each spike best, in white noise.
+
+    Parameters
+    ----------
+    lags : np.ndarray, int64, shape (n_lags,)
+    products : np.ndarray, float, shape (n_spikes, n_lags)
+        Inner products of spikes and moved waveforms.
+    moved : np.ndarray, float, shape (n_lags, n_channels, n_samples)
+        Of `move_waveform`.
+
+    Returns
+    -------
+    lags : np.ndarray, int64, shape (n_spikes,)
+    """
+    return lags[np.argmax(products - 0.5 * np.sum(moved**2, axis=(1, 2)), axis=1)]
 
 
 def multiply(waveforms, others):

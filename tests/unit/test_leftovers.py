@@ -32,7 +32,7 @@ def find_shares(large, small, norms=(50.0, 12.0), locations_um=LOCATIONS_UM, max
     """Shares of the large and of the small spikes, each in the order given."""
     sorting, order = make_pair(large, small)
     shares = np.empty(len(order))
-    shares[order] = find_true_shares(sorting, np.array(norms), locations_um, np.arange(2), max_delay_ms)
+    shares[order] = find_true_shares(sorting, np.array(norms), locations_um, np.arange(2), [max_delay_ms])[0]
     return np.split(shares, [len(large)])
 
 
@@ -85,6 +85,16 @@ def test_a_longer_delay_may_be_asked_for(delay):
     assert (of_small[2000:] < 0.1).all()
 
 
+def test_several_delays_at_once_are_those_one_by_one():
+    large, small = draw_train(4000, 0), draw_train(2000, 1)
+    sorting, _ = make_pair(large, np.concatenate([small, large[::20] + 5, large[1::20] + 30]))
+    arguments = sorting, np.array([50.0, 12.0]), LOCATIONS_UM, np.arange(2)
+    together = find_true_shares(*arguments, [MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS])
+    for shares, max_delay_ms in zip(together, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS), strict=True):
+        assert np.array_equal(shares, find_true_shares(*arguments, [max_delay_ms])[0])
+    assert (together[1] < 1).sum() > (together[0] < 1).sum() > 0
+
+
 def test_the_fragments_of_a_neuron_are_taken_together():
     """A few coincidences with each of many fragments may be chance, all of them together are not."""
     n_fragments = 8
@@ -96,7 +106,7 @@ def test_the_fragments_of_a_neuron_are_taken_together():
     found = {}
     for name, neurons in (("apart", np.arange(9)), ("together", np.r_[np.zeros(n_fragments, int), n_fragments])):
         shares = np.empty(len(order))
-        shares[order] = find_true_shares(sorting, norms, locations_um, neurons)
+        shares[order] = find_true_shares(sorting, norms, locations_um, neurons, [MAX_DELAY_MS])[0]
         found[name] = shares[-16:]
     assert (found["apart"] == 1).all() and (found["together"] < 0.2).all()
 

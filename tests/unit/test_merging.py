@@ -17,6 +17,7 @@ from spikeinterface_huidurep.merging import (
     merge_clusters,
     project_on_difference,
     separation,
+    shift_each,
     shift_waveforms,
     thin,
 )
@@ -361,3 +362,9 @@ def test_thinned_rows_by_hand():
     vectors = np.arange(10).reshape(5, 2)
     assert thin(vectors, 3).tolist() == [[0, 1], [4, 5], [8, 9]]
     assert thin(vectors[:0], 3).shape == (0, 2)
+
+
+def test_each_waveform_is_shifted_by_its_own_lag():
+    waveforms, lags = np.random.default_rng(0).normal(size=(40, 3, 20)), np.random.default_rng(1).integers(-4, 5, 40)
+    wanted = [shift_waveforms(waveform, lag) for waveform, lag in zip(waveforms, lags, strict=True)]
+    np.testing.assert_array_equal(shift_each(waveforms, lags), wanted)
