@@ -62,6 +62,10 @@ COSTS = (
     "its children, which also loads the recording and compares with the truth. The table shows medians over cases; in "
     "the figure a grey point is a case and a red line the median."
 )
+TIMED_RUNS = (
+    "Costs on an idle machine (the runs of `make bench`: 60 s recordings, one job, compilation included), medians over "
+    "the recordings of each sorter; the fastest peer is that of the same recording."
+)
 CONFIDENCE = (
     "Of huidurep. Miscalibration: difference between the probability of spikes and the share that is at a true spike "
     "of the true unit that their unit was matched with, mean over the tenths of the probability. Area of quality: "
@@ -95,7 +99,7 @@ def make_readme_text(results, timed_results, short_results, not_run):
         parts += [FALSE_UNITS, to_markdown(false_units, "recording")]
     parts += describe_confidence(make_confidence_table(results))
     if timed_results:
-        parts.append(to_markdown(make_cost_table(make_run_table(timed_results)), "sorter"))
+        parts += [TIMED_RUNS, to_markdown(make_cost_table(make_run_table(timed_results)), "sorter")]
     if short_results:
         parts.append(to_markdown(make_short_table(short_results), "short recording: sorter"))
     return "\n\n".join(parts)
