@@ -133,6 +133,16 @@ def write_json(path, values):
     part.replace(path)
 
 
+def put_in_place(prepared, case_folder):
+    """Rename the folder of a prepared case, or remove it if another run of the same case came first."""
+    if not (case_folder / "facts.json").exists():
+        shutil.rmtree(case_folder, ignore_errors=True)  # of a run that was stopped
+    try:
+        prepared.rename(case_folder)
+    except OSError:
+        shutil.rmtree(prepared)
+
+
 def run_one(case, sorter, seed, options):
     """
     Prepare, sort and compare one case in processes of their own.
@@ -154,7 +164,6 @@ def run_one(case, sorter, seed, options):
     name = name_result(case, sorter, seed, options)
     case_folder = work / "cases" / f"{name_case(case, options)}__seed{seed}"
     study_folder, part = work / name, work / f"{name}.json"
-    case_folder.mkdir(parents=True, exist_ok=True)
     shutil.rmtree(study_folder, ignore_errors=True)
     part.unlink(missing_ok=True)
     limits = options.time_limit_s, options.memory_limit_mb
@@ -168,9 +177,13 @@ def run_one(case, sorter, seed, options):
     )
     log = work / f"{name}.log"
     if not (case_folder / "facts.json").exists():
-        _, error = run_limited(prepare_case, (case, case_folder, options.duration), log, *limits)
+        prepared = case_folder.with_name(f"{case_folder.name}.{os.getpid()}")
+        prepared.mkdir(parents=True)
+        _, error = run_limited(prepare_case, (case, prepared, options.duration), log, *limits)
         if error:
+            shutil.rmtree(prepared)
             return result | dict(error=f"no recording: {error}")
+        put_in_place(prepared, case_folder)
     result |= json.loads((case_folder / "facts.json").read_text(encoding="utf8"))
     arguments = (part, case, sorter, options.params, options.n_jobs, case_folder, study_folder)
     peak_memory_mb, error = run_limited(run_job, arguments, log, *limits)

@@ -55,6 +55,23 @@ def test_runs_are_recorded_and_kept(benchmarks, options, tmp_path):
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
 
 
+@pytest.mark.parametrize("there", ["nothing", "facts.json", "unfinished"])
+def test_a_prepared_case_takes_its_place_at_once_or_not_at_all(benchmarks, tmp_path, there):
+    """So that runs of the same case side by side never read what another one is still writing."""
+    import run
+
+    prepared, case_folder = tmp_path / "tiny.1", tmp_path / "tiny"
+    prepared.mkdir()
+    (prepared / "facts.json").write_text("new")
+    if there != "nothing":
+        case_folder.mkdir()
+        (case_folder / there).write_text("old")
+    run.put_in_place(prepared, case_folder)
+    assert not prepared.exists()
+    assert [path.name for path in case_folder.iterdir()] == ["facts.json"]
+    assert (case_folder / "facts.json").read_text() == ("old" if there == "facts.json" else "new")
+
+
 def test_unknown_case_is_named(benchmarks):
     import run
 
