@@ -135,12 +135,14 @@ def write_json(path, values):
 
 def put_in_place(prepared, case_folder):
     """Rename the folder of a prepared case, or remove it if another run of the same case came first."""
-    if not (case_folder / "facts.json").exists():
-        shutil.rmtree(case_folder, ignore_errors=True)  # of a run that was stopped
     try:
         prepared.rename(case_folder)
     except OSError:
-        shutil.rmtree(prepared)
+        if (case_folder / "facts.json").exists():
+            shutil.rmtree(prepared)
+        else:
+            shutil.rmtree(case_folder)  # of a run that was stopped
+            prepared.rename(case_folder)
 
 
 def run_one(case, sorter, seed, options):
@@ -178,7 +180,7 @@ def run_one(case, sorter, seed, options):
     log = work / f"{name}.log"
     if not (case_folder / "facts.json").exists():
         prepared = case_folder.with_name(f"{case_folder.name}.{os.getpid()}")
-        prepared.mkdir(parents=True)
+        prepared.mkdir(parents=True, exist_ok=True)  # there if a process of this number was stopped
         _, error = run_limited(prepare_case, (case, prepared, options.duration), log, *limits)
         if error:
             shutil.rmtree(prepared)

@@ -72,6 +72,15 @@ def test_a_prepared_case_takes_its_place_at_once_or_not_at_all(benchmarks, tmp_p
     assert (case_folder / "facts.json").read_text() == ("old" if there == "facts.json" else "new")
 
 
+def test_a_prepared_case_that_cannot_be_moved_is_an_error(benchmarks, tmp_path):
+    import run
+
+    (tmp_path / "tiny.1").mkdir()
+    with pytest.raises(OSError):
+        run.put_in_place(tmp_path / "tiny.1", tmp_path / "no_such_folder" / "tiny")
+    assert (tmp_path / "tiny.1").exists()
+
+
 def test_unknown_case_is_named(benchmarks):
     import run
 
