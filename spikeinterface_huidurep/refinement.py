@@ -4,7 +4,9 @@ A second look at the units, by spikes freed from those that overlap them.
 Weak neurons that share a place may enter the matching as one template, and one neuron as two. With all templates taken
 away, what is left of the spikes of a template shows it: two neurons leave two modes, whatever else its spikes do. They
 may also change in amplitude and in time, which moves them along the template and its derivatives, and change slowly
-while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted.
+while the probe drifts, which moves neighbours in time alike; both are taken out before the modes are counted. So is
+the colour of the noise, which hides small differences. A mode of few spikes may be a neuron that fires rarely; it is
+none if its spikes are less alike than those of the others, as collisions are.
 
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
 its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
@@ -18,6 +20,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
 from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_limits
 
@@ -25,6 +28,7 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES, fit_mixture
 from spikeinterface_huidurep.matching import MAX_INFLATION, WEAK_NORM
 from spikeinterface_huidurep.merging import (
     MAX_DISTANCE_UM,
+    MAX_SEPARATION,
     MAX_TESTED_SPIKES,
     dip_score,
     find_lag,
@@ -39,7 +43,8 @@ from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multip
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
 MAX_PARTS, N_STARTS = 6, 5
-MIN_SHARE = 0.1  # of the spikes; fewer are collisions that matching did not resolve
+N_SHARPENINGS = 4
+MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
@@ -146,8 +151,10 @@ class _Changes:
 
 def _split_units(changes, residuals, members, threshold, seed):
     for index, rows in enumerate(members):
-        waveform = residuals.get_waveform(index, residuals.find_channels(index))[:, residuals.window]
-        parts = split_unit(residuals.read(rows, index), waveform, threshold, seed)
+        channels = residuals.find_channels(index)
+        waveform = residuals.get_waveform(index, channels)[:, residuals.window]
+        whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
+        parts = split_unit(residuals.read(rows, index), waveform, whitener, threshold, seed)
         if parts.max() > 0:
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
 
@@ -242,7 +249,7 @@ def _collect_peaks(groups, sorting, main_channels):
     return peaks, labels
 
 
-def split_unit(residuals, waveform, threshold, seed):
+def split_unit(residuals, waveform, whitener, threshold, seed):
     """
     Tell the neurons in one unit apart.
 
@@ -252,6 +259,8 @@ def split_unit(residuals, waveform, threshold, seed):
         In the order of time.
     waveform : np.ndarray, float32, shape (n_channels, n_samples)
         The template that was taken away.
+    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
+        Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
     threshold : float
     seed : int
 
@@ -263,21 +272,24 @@ def split_unit(residuals, waveform, threshold, seed):
     n_spikes = len(residuals)
     if n_spikes < 2 * MIN_SPIKES:
         return np.zeros(n_spikes, dtype="int64")
-    vectors = remove_variation(residuals.reshape(n_spikes, -1), waveform)
+    vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
     vectors = remove_running_mean(vectors, N_AROUND)
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
     counts = np.bincount(responsibilities.argmax(axis=1), minlength=responsibilities.shape[1])
-    frequent = np.flatnonzero(counts >= max(MIN_SPIKES, MIN_SHARE * n_spikes))
-    if len(frequent) < 2:
+    compact = find_compact_parts(vectors, responsibilities.argmax(axis=1), counts)
+    if len(compact) < 2:
         return np.zeros(n_spikes, dtype="int64")
-    return join_parts(vectors, responsibilities[:, frequent].argmax(axis=1), threshold)
+    parts = sharpen_parts(vectors, responsibilities[:, compact].argmax(axis=1))
+    return join_parts(vectors, parts, threshold)
 
 
 def join_parts(vectors, parts, threshold):
     """
     Join the parts between which there is no gap, those with the lowest dip score first.
+
+    Parts that are farther apart than those of anything stay apart: the dip test is weak for few spikes.
 
     Parameters
     ----------
@@ -293,13 +305,12 @@ def join_parts(vectors, parts, threshold):
     while True:
         labels, parts = np.unique(parts, return_inverse=True)
         members = [np.flatnonzero(parts == part) for part in range(len(labels))]
+        samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
         scores = {
-            (first, second): score_pair(
-                *(vectors[thin(members[part], MAX_TESTED_SPIKES)] for part in (first, second)),
-                (len(members[first]), len(members[second])),
-            )
+            (first, second): score_pair(samples[first], samples[second], (len(members[first]), len(members[second])))
             for second in range(len(labels))
             for first in range(second)
+            if separation(*project_on_difference(samples[first], samples[second])) <= MAX_SEPARATION
         }
         if not scores or min(scores.values()) >= threshold:
             return parts
@@ -313,22 +324,109 @@ def score_pair(first, second, sizes):
     return 0.0 if separation(*along) < MIN_SEPARATION else dip_score(*along, sizes)
 
 
-def remove_variation(vectors, waveform):
+def find_compact_parts(vectors, parts, counts):
+    """
+    Parts that may be neurons: those that are no more spread than the largest. Collisions are.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+    counts : np.ndarray, int64, shape (n_parts,)
+
+    Returns
+    -------
+    compact : np.ndarray, int64
+    """
+    frequent = np.flatnonzero(counts >= MIN_SPIKES)
+    spreads = np.array([measure_spread(vectors[parts == part]) for part in frequent])
+    return frequent[spreads <= MAX_SPREAD * spreads[counts[frequent].argmax()]]
+
+
+def sharpen_parts(vectors, parts):
+    """
+    Draw the borders between the largest part and the others anew, each across the line through the two means.
+
+    The few dimensions in which the parts were found hold but a share of the differences between them.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Those of fewer than MIN_SPIKES go to the largest.
+    """
+    parts = parts.copy()
+    largest = np.bincount(parts).argmax()
+    for part in np.setdiff1d(parts, largest):
+        both = np.flatnonzero((parts == part) | (parts == largest))
+        is_part = sharpen_part(vectors[both], parts[both] == part)
+        parts[both] = np.where(is_part & (is_part.sum() >= MIN_SPIKES), part, largest)
+    return parts
+
+
+def sharpen_part(vectors, is_part):
+    """Spikes on the side of a part, in a mixture of two Gaussians on the line through its mean and that of the others."""
+    for _ in range(N_SHARPENINGS):
+        along = np.empty(len(vectors))
+        along[is_part], along[~is_part] = project_on_difference(vectors[is_part], vectors[~is_part])
+        labels = is_part.astype("int64")
+        means = np.array([along[~is_part].mean(), along[is_part].mean()])
+        variance = np.mean((along - means[labels]) ** 2) + 1e-9
+        mixture = GaussianMixture(
+            2,
+            covariance_type="tied",
+            weights_init=np.bincount(labels) / len(labels),
+            means_init=means[:, None],
+            precisions_init=[[1 / variance]],
+        )
+        before, is_part = is_part, mixture.fit_predict(along[:, None]) == 1
+        if np.array_equal(before, is_part) or min(is_part.sum(), np.sum(~is_part)) < MIN_SPIKES:
+            break
+    return is_part
+
+
+def measure_spread(vectors):
+    """Squared distance from the mean of the others, median over at least two vectors (n_vectors, n_dims)."""
+    n_vectors = len(vectors)
+    distances = np.sum((vectors - vectors.mean(axis=0)) ** 2, axis=1)
+    return np.median(distances) * n_vectors / (n_vectors - 1)
+
+
+def find_variation(waveform):
+    """
+    Directions in which the spikes of one neuron vary with amplitude and time.
+
+    Parameters
+    ----------
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+
+    Returns
+    -------
+    directions : np.ndarray, float32, shape (3, n_channels * n_samples)
+        The waveform and its first two derivatives.
+    """
+    slope = np.gradient(waveform, axis=1)
+    return np.stack([waveform, slope, np.gradient(slope, axis=1)]).reshape(3, -1)
+
+
+def remove_variation(vectors, directions):
     """
     Take out what changes of amplitude and time do to the spikes of one neuron.
 
     Parameters
     ----------
-    vectors : np.ndarray, float32, shape (n_spikes, n_channels * n_samples)
-    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    directions : np.ndarray, float32, shape (n_directions, n_dims)
 
     Returns
     -------
-    vectors : np.ndarray, float32, shape (n_spikes, n_channels * n_samples)
-        Orthogonal to the waveform and its first two derivatives.
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+        Orthogonal to the directions.
     """
-    slope = np.gradient(waveform, axis=1)
-    directions = np.stack([waveform, slope, np.gradient(slope, axis=1)]).reshape(3, -1)
     basis, _ = np.linalg.qr(directions.T.astype("float64"))
     basis = basis.astype("float32")
     return vectors - (vectors @ basis) @ basis.T

@@ -12,6 +12,7 @@ from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetrie
 
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
+from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
@@ -34,6 +35,8 @@ class Residuals:
     main_channels: np.ndarray
     """int (n_units,)."""
     neighborhoods: Neighborhoods
+    noise: Noise
+    """What is left at any time."""
 
     def describe_templates(self):
         """Norms (n_units,) in noise SD, and locations of the main channels (n_units, 2) in um, of the templates."""
@@ -119,7 +122,9 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
     values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
-    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods)
+    return Residuals(
+        values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, Noise(explained)
+    )
 
 
 def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):

@@ -6,22 +6,24 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy.ndimage import gaussian_filter1d
 from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import refinement
 from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import MAX_LAG, project_on_difference, separation
+from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
     MAX_SAME_DIFFERENCE,
     MIN_DISTANCE,
     MIN_EXCESS,
     MIN_SEPARATION,
-    MIN_SHARE,
     MIN_SHARPENING,
     align_unit,
     find_larger_spikes,
     find_same_units,
+    find_variation,
     join_parts,
     refine_units,
     remove_running_mean,
@@ -52,10 +54,15 @@ def split(spikes, rng, threshold=THRESHOLD):
     """Parts of a unit with such waveforms in white noise, shape (n_spikes, n_channels, n_samples)."""
     noisy = spikes + rng.normal(size=spikes.shape)
     waveform = noisy.mean(axis=0)
-    parts = split_unit((noisy - waveform).astype("float32"), waveform.astype("float32"), threshold, seed=0)
+    parts = split_white((noisy - waveform).astype("float32"), waveform.astype("float32"), threshold)
     assert parts.shape == (len(spikes),) and parts.dtype == np.int64
     assert set(parts) == set(range(parts.max() + 1))
     return parts
+
+
+def split_white(residuals, waveform, threshold=THRESHOLD):
+    """`split_unit` where the noise is white already."""
+    return split_unit(residuals, waveform, np.eye(waveform.size, dtype="float32"), threshold, seed=0)
 
 
 def measure_purity(parts, truth):
@@ -143,7 +150,7 @@ def test_three_neurons_are_told_apart():
 def test_few_spikes_are_one_part(n_spikes, n_parts):
     truth = np.arange(n_spikes) % 2
     spikes, noise = mix(truth, 2.0), np.random.default_rng(0).normal(size=(n_spikes, 4, N_SAMPLES))
-    parts = split_unit((spikes + noise).astype("float32"), mix(np.full(1, 0.5), 2.0)[0], THRESHOLD, 0)
+    parts = split_white((spikes + noise).astype("float32"), mix(np.full(1, 0.5), 2.0)[0].astype("float32"))
     assert parts.shape == (n_spikes,)
     assert len(set(parts)) == min(n_spikes, n_parts)
 
@@ -153,20 +160,46 @@ def test_few_spikes_are_one_part(n_spikes, n_parts):
     [
         (200, MIN_SPIKES - 5, 1),
         (200, MIN_SPIKES + 5, 2),
-        (1000, int(MIN_SHARE * 1000) - 10, 1),
-        (1000, int(MIN_SHARE * 1000) + 10, 2),
+        (2000, MIN_SPIKES + 5, 2),
     ],
 )
-def test_a_few_strange_spikes_are_no_neuron(n_spikes, n_other, n_parts):
+def test_a_few_spikes_that_are_alike_are_a_neuron(n_spikes, n_other, n_parts):
     rng = np.random.default_rng(0)
     truth = rng.permutation(np.arange(n_spikes) < n_other).astype("int64")
     assert split(mix(truth, 2.0), rng).max() + 1 == n_parts
 
 
-def test_a_high_threshold_splits_nothing():
+@pytest.mark.parametrize("share", [0.05, 0.15, 0.3])
+def test_collisions_are_no_neuron(share):
+    """A larger neuron that fires beside this one, at any delay."""
+    rng = np.random.default_rng(0)
+    collides = rng.random(1000) < share
+    other = 3 * OTHER_SIZES * pulse(rng.uniform(-30, 30, 1000))[:, None]
+    assert not split(SIZES * pulse() + collides[:, None, None] * other, rng).any()
+
+
+def test_two_neurons_that_differ_where_there_is_little_noise_are_told_apart():
+    """Noise is smooth, their difference is not: white noise of the same size hides it."""
+    rng = np.random.default_rng(0)
+    truth = np.arange(600) % 3 == 0
+    ripple = 0.5 * SIZES / 15 * np.cos(np.pi / 4 * np.arange(N_SAMPLES))
+    smooth = gaussian_filter1d(rng.normal(size=(60_000, 4)), 3.0, axis=0)
+    smooth = (smooth / smooth.std() + 0.1 * rng.normal(size=smooth.shape)).astype("float32")
+    whitener = Noise(NumpyRecording([smooth], SAMPLING_FREQUENCY)).make_whitener(np.arange(4), N_SAMPLES)
+    starts = rng.integers(len(smooth) - N_SAMPLES, size=600)
+    noise = np.stack([smooth[start : start + N_SAMPLES].T for start in starts])
+    residuals = (noise + (truth - truth.mean())[:, None, None] * ripple).astype("float32")
+    waveform = (SIZES * pulse()).astype("float32")
+    parts = split_unit(residuals, waveform, whitener, THRESHOLD, seed=0)
+    assert measure_purity(parts, truth.astype("int64")) > 0.97
+    assert not split_white(residuals, waveform).any()
+
+
+@pytest.mark.parametrize("difference, n_parts", [(0.15, 1), (1.0, 2)])
+def test_a_high_threshold_splits_only_what_is_far_apart(difference, n_parts):
     rng = np.random.default_rng(0)
     truth = np.arange(400) % 2
-    assert not split(mix(truth, 1.0), rng, threshold=1e6).any()
+    assert split(mix(truth, difference), rng, threshold=1e6).max() + 1 == n_parts
 
 
 # --- join ---
@@ -229,7 +262,7 @@ def test_what_remains_is_orthogonal_to_the_waveform_and_its_derivatives(n_spikes
     slope = np.gradient(waveform, axis=1)
     directions = np.stack([waveform, slope, np.gradient(slope, axis=1)]).reshape(3, -1).astype("float64")
     vectors = rng.normal(size=(n_spikes, waveform.size)).astype("float32")
-    found = remove_variation(vectors, waveform)
+    found = remove_variation(vectors, find_variation(waveform))
     assert found.shape == vectors.shape and found.dtype == np.float32
     coefficients = np.linalg.lstsq(directions.T, vectors.T, rcond=None)[0]
     np.testing.assert_allclose(found, vectors - coefficients.T @ directions, atol=1e-4)
@@ -241,7 +274,7 @@ def test_a_shift_and_a_gain_leave_little():
     waveform = SIZES * pulse()
     for changed in (1.2 * waveform, SIZES * pulse(np.array(0.4))):
         vectors = (changed - waveform).reshape(1, -1)
-        left = remove_variation(vectors.astype("float32"), waveform.astype("float32"))
+        left = remove_variation(vectors.astype("float32"), find_variation(waveform.astype("float32")))
         assert np.linalg.norm(left) < 0.02 * np.linalg.norm(vectors)
 
 
@@ -290,7 +323,9 @@ def make_residuals(waveforms, main_channels, n_spikes=100, radius_um=60.0, seed=
     values = np.random.default_rng(seed).normal(size=size).astype("float32")
     templates = np.stack(waveforms).transpose(0, 2, 1).astype("float32")
     window = slice(PAD, PAD + N_SAMPLES)
-    residuals = Residuals(values, templates, window, 0, np.array(main_channels), neighborhoods)
+    noise = np.random.default_rng(seed).normal(size=(30_000, len(waveforms[0]))).astype("float32")
+    noise = Noise(NumpyRecording([noise], SAMPLING_FREQUENCY))
+    residuals = Residuals(values, templates, window, 0, np.array(main_channels), neighborhoods, noise)
     return residuals, list(np.arange(len(values)).reshape(len(waveforms), n_spikes))
 
 
@@ -524,13 +559,13 @@ def test_of_many_spikes_some_are_looked_at_and_all_are_counted(matched, monkeypa
     assert 30 < np.sum(of_mixed["segment_index"] == 1) < 55  # from the whole recording
 
 
-def test_threshold_zero_joins_no_units_and_a_high_one_splits_none(matched):
+def test_threshold_zero_joins_no_units_and_a_high_one_splits_what_is_far_apart(matched):
     sorting, residuals, _ = matched
     assert not {FIRST_HALF, SECOND_HALF} & set(refine(sorting, residuals, 0.0).replaced)
-    assert refine(sorting, residuals, 1e6).replaced == [FIRST_HALF, SECOND_HALF]
+    assert refine(sorting, residuals, 1e6).replaced == [MIXED, FIRST_HALF, SECOND_HALF]
 
 
-@pytest.mark.parametrize("n_rare, replaced", [(100, [FIRST_HALF, SECOND_HALF]), (101, [])])
+@pytest.mark.parametrize("n_rare, replaced", [(100, [MIXED, FIRST_HALF, SECOND_HALF]), (101, [MIXED])])
 def test_rare_units_are_not_joined(matched, monkeypatch, n_rare, replaced):
     monkeypatch.setattr(refinement, "MIN_SPIKES", n_rare)  # SECOND_HALF has 100
     sorting, residuals, _ = matched
