@@ -369,7 +369,7 @@ def sharpen_parts(vectors, parts):
 
 
 def sharpen_part(vectors, is_part):
-    """Spikes on the side of a part, in a mixture of two Gaussians on the line through its mean and that of the others."""
+    """Spikes on the side of a part, in a mixture of two Gaussians on the line through its mean and that of the rest."""
     for _ in range(N_SHARPENINGS):
         along = np.empty(len(vectors))
         along[is_part], along[~is_part] = project_on_difference(vectors[is_part], vectors[~is_part])
