@@ -21,6 +21,7 @@ from spikeinterface_huidurep.refinement import (
     MIN_SEPARATION,
     MIN_SHARPENING,
     align_unit,
+    find_compact_parts,
     find_larger_spikes,
     find_same_units,
     find_variation,
@@ -28,6 +29,7 @@ from spikeinterface_huidurep.refinement import (
     refine_units,
     remove_running_mean,
     remove_variation,
+    sharpen_parts,
     split_unit,
 )
 from spikeinterface_huidurep.residuals import Residuals, extract_residuals
@@ -202,6 +204,54 @@ def test_a_high_threshold_splits_only_what_is_far_apart(difference, n_parts):
     assert split(mix(truth, difference), rng, threshold=1e6).max() + 1 == n_parts
 
 
+# --- parts ---
+
+
+def make_two_parts(rng, n_spikes, n_other, n_dims=100):
+    """Vectors of two neurons that differ a little in each of many dimensions, and which are of the second."""
+    truth = rng.permutation(np.arange(n_spikes) < n_other)
+    return (rng.normal(size=(n_spikes, n_dims)) + 0.6 * truth[:, None]).astype("float32"), truth
+
+
+@pytest.mark.parametrize("n_other", [50, 400])
+def test_borders_are_drawn_where_the_parts_differ(n_other):
+    rng = np.random.default_rng(0)
+    vectors, truth = make_two_parts(rng, 1000, n_other)
+    found_at_first = np.where(rng.random(1000) < 0.8, truth, rng.permutation(truth)).astype("int64")
+    parts = sharpen_parts(vectors, found_at_first)
+    assert np.mean(found_at_first == truth) < 0.99 < np.mean(parts == truth)
+
+
+def test_other_parts_are_left_alone():
+    rng = np.random.default_rng(0)
+    vectors, truth = make_two_parts(rng, 600, 200)
+    vectors = np.concatenate([vectors, vectors[:100] + 50])
+    expected = np.r_[truth, np.full(100, 2)]
+    np.testing.assert_array_equal(sharpen_parts(vectors, expected)[600:], 2)
+
+
+def test_a_part_that_shrinks_below_a_neuron_goes_to_the_largest():
+    rng = np.random.default_rng(0)
+    vectors, truth = make_two_parts(rng, 1000, MIN_SPIKES - 5)
+    found_at_first = truth | (rng.random(1000) < 0.02)
+    assert not sharpen_parts(vectors, found_at_first.astype("int64")).any()
+
+
+@pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False)])
+def test_parts_that_are_more_spread_than_the_largest_are_not_compact(spread, is_compact):
+    rng = np.random.default_rng(0)
+    parts = (np.arange(300) < 100).astype("int64")
+    vectors = rng.normal(size=(300, 200)) * np.where(parts, spread, 1)[:, None] + 5 * parts[:, None]
+    found = find_compact_parts(vectors.astype("float32"), parts, np.bincount(parts))
+    assert found.tolist() == ([0, 1] if is_compact else [0])
+
+
+def test_parts_without_enough_spikes_are_not_compact():
+    vectors = np.random.default_rng(0).normal(size=(2 * MIN_SPIKES, 5)).astype("float32")
+    parts = (np.arange(2 * MIN_SPIKES) < MIN_SPIKES - 1).astype("int64")
+    assert find_compact_parts(vectors, parts, np.bincount(parts, minlength=4)).tolist() == [0]
+
+
 # --- join ---
 
 
@@ -239,6 +289,13 @@ def test_parts_without_a_gap_are_joined_however_far_apart():
     halves = (vectors[:, 0] > 0).astype("int64")
     assert separation(*project_on_difference(vectors[halves == 0], vectors[halves == 1])) > MIN_SEPARATION + 0.2
     assert not join_parts(vectors, halves, THRESHOLD).any()
+
+
+def test_a_few_vectors_far_from_the_others_are_kept_apart():
+    """Too few for the dip test."""
+    vectors, groups = make_groups(np.random.default_rng(0), [0, 6])
+    kept = np.r_[np.flatnonzero(groups == 0), np.flatnonzero(groups == 1)[:12]]
+    assert join_parts(vectors[kept], groups[kept], 1e6).max() == 1
 
 
 def test_threshold_zero_joins_none():
