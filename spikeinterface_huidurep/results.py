@@ -11,8 +11,8 @@ from spikeinterface_huidurep.leftovers import MAX_DELAY_OF_UNIT_MS, find_true_sh
 from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.matching import measure_norms
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
-from spikeinterface_huidurep.refinement import N_AROUND, remove_running_mean
 from spikeinterface_huidurep.residuals import find_main_channels, multiply
+from spikeinterface_huidurep.splitting import N_AROUND, remove_running_mean
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron

@@ -11,7 +11,6 @@ from spikeinterface.core import NumpyRecording, NumpySorting, Templates
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.params import SorterParams
-from spikeinterface_huidurep.refinement import N_AROUND
 from spikeinterface_huidurep.residuals import extract_residuals
 from spikeinterface_huidurep.results import (
     MAX_ODDS,
@@ -26,6 +25,7 @@ from spikeinterface_huidurep.results import (
     save_clustering,
     save_results,
 )
+from spikeinterface_huidurep.splitting import N_AROUND
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 SAMPLING_FREQUENCY = 30_000.0

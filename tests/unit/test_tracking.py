@@ -24,8 +24,8 @@ from spikeinterface_huidurep.tracking import (
 )
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
-from .test_refinement import pulse
 from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting
+from .test_splitting import pulse
 
 N_CHANNELS, N_BEFORE, N_SAMPLES = 4, 45, 110
 BLOCK_SIZE = 15_000  # samples

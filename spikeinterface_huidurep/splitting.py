@@ -1,0 +1,235 @@
+"""
+Tell the neurons in one unit apart, by what is left of its spikes when all templates are taken away.
+
+Two neurons leave two modes, whatever else the spikes do. They may also change in amplitude and in time, which moves
+them along the template and its derivatives, and change slowly while the probe drifts, which moves neighbours in time
+alike; both are taken out before the modes are counted. So is the colour of the noise, which hides small differences. A
+mode of few spikes may be a neuron that fires rarely; it is none if its spikes are less alike than those of the others,
+as collisions are.
+"""
+
+import numpy as np
+from sklearn.decomposition import PCA
+from sklearn.mixture import GaussianMixture
+from threadpoolctl import threadpool_limits
+
+from spikeinterface_huidurep.clustering import MIN_SPIKES, fit_mixture
+from spikeinterface_huidurep.merging import (
+    MAX_SEPARATION,
+    MAX_TESTED_SPIKES,
+    dip_score,
+    project_on_difference,
+    separation,
+    thin,
+)
+
+N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
+MAX_PARTS, N_STARTS = 6, 5
+N_SHARPENINGS = 4
+MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
+N_AROUND = 30  # spikes whose mean is what drift has made of the template
+MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
+
+
+def split_unit(residuals, waveform, whitener, threshold, seed):
+    """
+    Tell the neurons in one unit apart.
+
+    Parameters
+    ----------
+    residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
+        In the order of time.
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+        The template that was taken away.
+    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
+        Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
+    threshold : float
+    seed : int
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0; all 0 where there is one neuron.
+    """
+    n_spikes = len(residuals)
+    if n_spikes < 2 * MIN_SPIKES:
+        return np.zeros(n_spikes, dtype="int64")
+    vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
+    vectors = remove_running_mean(vectors, N_AROUND)
+    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
+    with threadpool_limits(1):
+        responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
+    counts = np.bincount(responsibilities.argmax(axis=1), minlength=responsibilities.shape[1])
+    compact = find_compact_parts(vectors, responsibilities.argmax(axis=1), counts)
+    if len(compact) < 2:
+        return np.zeros(n_spikes, dtype="int64")
+    parts = sharpen_parts(vectors, responsibilities[:, compact].argmax(axis=1))
+    return join_parts(vectors, parts, threshold)
+
+
+def find_compact_parts(vectors, parts, counts):
+    """
+    Parts that may be neurons: those that are no more spread than the largest. Collisions are.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+    counts : np.ndarray, int64, shape (n_parts,)
+
+    Returns
+    -------
+    compact : np.ndarray, int64
+    """
+    frequent = np.flatnonzero(counts >= MIN_SPIKES)
+    spreads = np.array([measure_spread(vectors[parts == part]) for part in frequent])
+    return frequent[spreads <= MAX_SPREAD * spreads[counts[frequent].argmax()]]
+
+
+def measure_spread(vectors):
+    """Squared distance from the mean of the others, median over at least two vectors (n_vectors, n_dims)."""
+    n_vectors = len(vectors)
+    distances = np.sum((vectors - vectors.mean(axis=0)) ** 2, axis=1)
+    return np.median(distances) * n_vectors / (n_vectors - 1)
+
+
+def sharpen_parts(vectors, parts):
+    """
+    Draw the borders between the largest part and the others anew, each across the line through the two means.
+
+    The few dimensions in which the parts were found hold but a share of the differences between them.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Those of fewer than MIN_SPIKES go to the largest.
+    """
+    parts = parts.copy()
+    largest = np.bincount(parts).argmax()
+    for part in np.setdiff1d(parts, largest):
+        both = np.flatnonzero((parts == part) | (parts == largest))
+        is_part = sharpen_part(vectors[both], parts[both] == part)
+        parts[both] = np.where(is_part & (is_part.sum() >= MIN_SPIKES), part, largest)
+    return parts
+
+
+def sharpen_part(vectors, is_part):
+    """Spikes on the side of a part, in a mixture of two Gaussians on the line through its mean and that of the rest."""
+    for _ in range(N_SHARPENINGS):
+        along = np.empty(len(vectors))
+        along[is_part], along[~is_part] = project_on_difference(vectors[is_part], vectors[~is_part])
+        labels = is_part.astype("int64")
+        means = np.array([along[~is_part].mean(), along[is_part].mean()])
+        variance = np.mean((along - means[labels]) ** 2) + 1e-9
+        mixture = GaussianMixture(
+            2,
+            covariance_type="tied",
+            weights_init=np.bincount(labels) / len(labels),
+            means_init=means[:, None],
+            precisions_init=[[1 / variance]],
+        )
+        before, is_part = is_part, mixture.fit_predict(along[:, None]) == 1
+        if np.array_equal(before, is_part) or min(is_part.sum(), np.sum(~is_part)) < MIN_SPIKES:
+            break
+    return is_part
+
+
+def join_parts(vectors, parts, threshold):
+    """
+    Join the parts between which there is no gap, those with the lowest dip score first.
+
+    Parts that are farther apart than those of anything stay apart: the dip test is weak for few spikes.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    parts : np.ndarray, int64, shape (n_spikes,)
+    threshold : float
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0.
+    """
+    while True:
+        labels, parts = np.unique(parts, return_inverse=True)
+        members = [np.flatnonzero(parts == part) for part in range(len(labels))]
+        samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
+        scores = {
+            (first, second): score_pair(samples[first], samples[second], (len(members[first]), len(members[second])))
+            for second in range(len(labels))
+            for first in range(second)
+            if separation(*project_on_difference(samples[first], samples[second])) <= MAX_SEPARATION
+        }
+        if not scores or min(scores.values()) >= threshold:
+            return parts
+        first, second = min(scores, key=scores.get)
+        parts[parts == second] = first
+
+
+def score_pair(first, second, sizes):
+    """Dip score between two sets of vectors, drawn from `sizes`; 0 where they are closer than the halves of one."""
+    along = project_on_difference(first, second)
+    return 0.0 if separation(*along) < MIN_SEPARATION else dip_score(*along, sizes)
+
+
+def find_variation(waveform):
+    """
+    Directions in which the spikes of one neuron vary with amplitude and time.
+
+    Parameters
+    ----------
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+
+    Returns
+    -------
+    directions : np.ndarray, float32, shape (3, n_channels * n_samples)
+        The waveform and its first two derivatives.
+    """
+    slope = np.gradient(waveform, axis=1)
+    return np.stack([waveform, slope, np.gradient(slope, axis=1)]).reshape(3, -1)
+
+
+def remove_variation(vectors, directions):
+    """
+    Take out what changes of amplitude and time do to the spikes of one neuron.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    directions : np.ndarray, float32, shape (n_directions, n_dims)
+
+    Returns
+    -------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+        Orthogonal to the directions.
+    """
+    basis, _ = np.linalg.qr(directions.T.astype("float64"))
+    basis = basis.astype("float32")
+    return vectors - (vectors @ basis) @ basis.T
+
+
+def remove_running_mean(vectors, n_around):
+    """
+    Subtract from every vector the mean of those before and after it.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    n_around : int
+        Number of vectors in the mean, below n_spikes.
+
+    Returns
+    -------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    """
+    n_spikes = len(vectors)
+    sums = np.concatenate([np.zeros((1, vectors.shape[1])), np.cumsum(vectors, axis=0, dtype="float64")])
+    start = np.clip(np.arange(n_spikes) - n_around // 2, 0, n_spikes - n_around - 1)
+    mean = (sums[start + n_around + 1] - sums[start] - vectors) / n_around
+    return (vectors - mean).astype("float32")
