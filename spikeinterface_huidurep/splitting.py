@@ -26,6 +26,10 @@ from spikeinterface_huidurep.merging import (
 N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions hide weak ones
 MAX_PARTS, N_STARTS = 6, 5
 N_SHARPENINGS = 4
+MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that it is a neuron
+MIN_RARE_SPIKES = 40  # of a smaller part; the largest of fewer collisions may be alike by chance
+MAX_RARE_SPREAD = 1.02  # times that of the larger part
+MAX_CROWDING = 0.15  # by which a smaller part may have a larger share around its own spikes than of all
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
@@ -107,15 +111,40 @@ def sharpen_parts(vectors, parts):
     Returns
     -------
     parts : np.ndarray, int64, shape (n_spikes,)
-        Those of fewer than MIN_SPIKES go to the largest.
+        Those that are no neurons go to the largest.
     """
     parts = parts.copy()
     largest = np.bincount(parts).argmax()
     for part in np.setdiff1d(parts, largest):
         both = np.flatnonzero((parts == part) | (parts == largest))
         is_part = sharpen_part(vectors[both], parts[both] == part)
-        parts[both] = np.where(is_part & (is_part.sum() >= MIN_SPIKES), part, largest)
+        parts[both] = np.where(is_part & is_neuron(vectors[both], is_part), part, largest)
     return parts
+
+
+def is_neuron(vectors, is_part):
+    """
+    Whether a part beside a larger one may be a neuron.
+
+    Many spikes may. Fewer must be as alike as those of the larger part, which collisions are not, and fire between
+    them: drift puts those that it changes side by side.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+        Of both parts, in the order of time.
+    is_part : np.ndarray, bool, shape (n_spikes,)
+
+    Returns
+    -------
+    is_neuron : bool
+    """
+    n_part, share = is_part.sum(), is_part.mean()
+    if share >= MIN_SHARE or n_part < MIN_RARE_SPIKES:
+        return n_part >= MIN_SPIKES and share >= MIN_SHARE
+    spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
+    share_around = 1 - remove_running_mean(is_part[:, None].astype("float32"), N_AROUND)[is_part].mean()
+    return spread <= MAX_RARE_SPREAD and share_around <= share + MAX_CROWDING
 
 
 def sharpen_part(vectors, is_part):
