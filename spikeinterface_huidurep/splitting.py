@@ -4,8 +4,8 @@ Tell the neurons in one unit apart, by what is left of its spikes when all templ
 Two neurons leave two modes, whatever else the spikes do. They may also change in amplitude and in time, which moves
 them along the template and its derivatives, and change slowly while the probe drifts, which moves neighbours in time
 alike; both are taken out before the modes are counted. So is the colour of the noise, which hides small differences. A
-mode of few spikes may be a neuron that fires rarely; it is none if its spikes are less alike than those of the others,
-as collisions are.
+mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
+collisions are, or come in a row, as drift has them.
 """
 
 import numpy as np

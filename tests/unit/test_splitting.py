@@ -11,9 +11,11 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
+    MIN_RARE_SPIKES,
     MIN_SEPARATION,
     find_compact_parts,
     find_variation,
+    is_neuron,
     join_parts,
     remove_running_mean,
     remove_variation,
@@ -148,7 +150,8 @@ def test_few_spikes_are_one_part(n_spikes, n_parts):
     [
         (200, MIN_SPIKES - 5, 1),
         (200, MIN_SPIKES + 5, 2),
-        (2000, MIN_SPIKES + 5, 2),
+        (2000, MIN_RARE_SPIKES - 5, 1),
+        (2000, MIN_RARE_SPIKES + 10, 2),
     ],
 )
 def test_a_few_spikes_that_are_alike_are_a_neuron(n_spikes, n_other, n_parts):
@@ -221,6 +224,39 @@ def test_a_part_that_shrinks_below_a_neuron_goes_to_the_largest():
     vectors, truth = make_two_parts(rng, 1000, MIN_SPIKES - 5)
     found_at_first = truth | (rng.random(1000) < 0.02)
     assert not sharpen_parts(vectors, found_at_first.astype("int64")).any()
+
+
+def judge_small_part(is_part, spread=1.0):
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(len(is_part), 1000)) * np.where(is_part, spread, 1)[:, None]
+    return is_neuron(vectors.astype("float32"), is_part)
+
+
+def make_small_part(n_part, n_spikes=2000):
+    return np.random.default_rng(0).permutation(np.arange(n_spikes) < n_part)
+
+
+@pytest.mark.parametrize("n_part, expected", [(MIN_RARE_SPIKES - 1, False), (MIN_RARE_SPIKES, True), (199, True)])
+def test_a_small_part_needs_spikes(n_part, expected):
+    assert judge_small_part(make_small_part(n_part)) == expected
+
+
+@pytest.mark.parametrize("spread, expected", [(0.9, True), (1.0, True), (1.04, False)])
+def test_the_spikes_of_a_small_part_are_alike(spread, expected):
+    assert judge_small_part(make_small_part(100), spread) == expected
+
+
+@pytest.mark.parametrize("n_visits, expected", [(1, False), (4, False), (25, True)])
+def test_the_spikes_of_a_small_part_come_between_the_others(n_visits, expected):
+    """Drift brings the waveform of the small part: 100 spikes in all, at each visit as many as others."""
+    is_part = np.zeros(2000, dtype=bool)
+    for start in np.linspace(0, 1900, n_visits).astype("int64"):
+        is_part[start : start + 200 // n_visits : 2] = True
+    assert judge_small_part(is_part) == expected
+
+
+def test_a_large_part_may_vary_and_take_turns():
+    assert judge_small_part(np.arange(1000) < 200, spread=1.2)
 
 
 @pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False)])
