@@ -17,6 +17,7 @@ from spikeinterface_huidurep.whitening import read_random_chunks
 BLOCK_SIZE = 512  # samples, far more than a waveform has
 MAX_BLOCKS = 400
 MAX_QUANTILE = 0.9  # of the energies of the blocks; larger ones hold spikes that no template explains
+MIN_VARIANCE = 1e-6  # where traces are flat most of the time
 FLOOR = 0.1  # of the mean variance, added to all: neurons do not differ where there is next to no noise
 
 
@@ -53,7 +54,8 @@ class Noise:
         key = (*channels.tolist(), n_samples)
         if key not in self._whiteners:
             covariance = measure_covariance(self._blocks[:, :, channels], n_samples)
-            covariance += FLOOR * np.trace(covariance) / len(covariance) * np.eye(len(covariance))
+            floor = max(FLOOR * np.trace(covariance) / len(covariance), MIN_VARIANCE)
+            covariance += floor * np.eye(len(covariance))
             lower = cholesky(covariance, lower=True)
             self._whiteners[key] = solve_triangular(lower, np.eye(len(lower)), lower=True).T.astype("float32")
         return self._whiteners[key]

@@ -63,8 +63,8 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
-    counts = np.bincount(responsibilities.argmax(axis=1), minlength=responsibilities.shape[1])
-    compact = find_compact_parts(vectors, responsibilities.argmax(axis=1), counts)
+    parts = responsibilities.argmax(axis=1)
+    compact = find_compact_parts(vectors, parts, np.bincount(parts))
     if len(compact) < 2:
         return np.zeros(n_spikes, dtype="int64")
     parts = sharpen_parts(vectors, responsibilities[:, compact].argmax(axis=1))
@@ -84,8 +84,11 @@ def find_compact_parts(vectors, parts, counts):
     Returns
     -------
     compact : np.ndarray, int64
+        None where all have too few spikes.
     """
     frequent = np.flatnonzero(counts >= MIN_SPIKES)
+    if len(frequent) == 0:
+        return frequent
     spreads = np.array([measure_spread(vectors[parts == part]) for part in frequent])
     return frequent[spreads <= MAX_SPREAD * spreads[counts[frequent].argmax()]]
 
@@ -140,8 +143,10 @@ def is_neuron(vectors, is_part):
     is_neuron : bool
     """
     n_part, share = is_part.sum(), is_part.mean()
-    if share >= MIN_SHARE or n_part < MIN_RARE_SPIKES:
-        return n_part >= MIN_SPIKES and share >= MIN_SHARE
+    if share >= MIN_SHARE:
+        return n_part >= MIN_SPIKES
+    if n_part < MIN_RARE_SPIKES:
+        return False
     spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
     share_around = 1 - remove_running_mean(is_part[:, None].astype("float32"), N_AROUND)[is_part].mean()
     return spread <= MAX_RARE_SPREAD and share_around <= share + MAX_CROWDING
@@ -190,10 +195,11 @@ def join_parts(vectors, parts, threshold):
         members = [np.flatnonzero(parts == part) for part in range(len(labels))]
         samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
         scores = {
-            (first, second): score_pair(samples[first], samples[second], (len(members[first]), len(members[second])))
+            (first, second): score_pair(
+                samples[first], samples[second], (len(members[first]), len(members[second])), MAX_SEPARATION
+            )
             for second in range(len(labels))
             for first in range(second)
-            if separation(*project_on_difference(samples[first], samples[second])) <= MAX_SEPARATION
         }
         if not scores or min(scores.values()) >= threshold:
             return parts
@@ -201,10 +207,28 @@ def join_parts(vectors, parts, threshold):
         parts[parts == second] = first
 
 
-def score_pair(first, second, sizes):
-    """Dip score between two sets of vectors, drawn from `sizes`; 0 where they are closer than the halves of one."""
+def score_pair(first, second, sizes, max_separation=np.inf):
+    """
+    Dip score between two sets of vectors.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+    sizes : (int, int)
+        Numbers of vectors that they were drawn from.
+    max_separation : float, default: infinite
+        In SD.
+
+    Returns
+    -------
+    score : float
+        0 where they are closer than the halves of one, infinite beyond the largest separation.
+    """
     along = project_on_difference(first, second)
-    return 0.0 if separation(*along) < MIN_SEPARATION else dip_score(*along, sizes)
+    distance = separation(*along)
+    if distance > max_separation:
+        return np.inf
+    return 0.0 if distance < MIN_SEPARATION else dip_score(*along, sizes)
 
 
 def find_variation(waveform):

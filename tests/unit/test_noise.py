@@ -81,3 +81,8 @@ def test_traces_are_read_once_and_only_when_needed(monkeypatch):
     noise.make_whitener(np.arange(2), N_SAMPLES)
     assert noise.make_whitener(np.arange(3), N_SAMPLES) is first
     assert len(reads) == n_reads
+
+
+def test_flat_traces_are_no_error():
+    noise = Noise(NumpyRecording([np.zeros((30_000, 2), "float32")], SAMPLING_FREQUENCY))
+    assert np.all(np.isfinite(noise.make_whitener(np.arange(2), N_SAMPLES)))

@@ -274,6 +274,13 @@ def test_parts_without_enough_spikes_are_not_compact():
     assert find_compact_parts(vectors, parts, np.bincount(parts, minlength=4)).tolist() == [0]
 
 
+@pytest.mark.parametrize("n_spikes", [2 * MIN_SPIKES, 90])
+def test_parts_may_all_be_too_small(n_spikes):
+    parts = np.arange(n_spikes) % 4
+    vectors = np.random.default_rng(0).normal(size=(n_spikes, 5)).astype("float32")
+    assert len(find_compact_parts(vectors, parts, np.bincount(parts))) == 0
+
+
 # --- join ---
 
 
