@@ -48,6 +48,7 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
     whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
         Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
     threshold : float
+        Dip score from which on there is a gap between two neurons.
     seed : int
 
     Returns
@@ -184,6 +185,7 @@ def join_parts(vectors, parts, threshold):
     vectors : np.ndarray, float32, shape (n_spikes, n_dims)
     parts : np.ndarray, int64, shape (n_spikes,)
     threshold : float
+        Dip score from which on there is a gap.
 
     Returns
     -------
