@@ -1,13 +1,13 @@
 """
 Link the fragments of a neuron.
 
-Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the other
-is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
-their templates are alike and their spikes fall into the same stretches of time much less often than chance. They are
-also linked when they fire together, but hardly ever one within the refractory period of the other. What is left of
-drift after its correction may take a neuron to and fro within seconds: units with nearly the same template are linked
-when they take turns as short as that. The pair with the closest templates goes first, and the times of linked units are
-taken together: a neuron that is complete links to nothing.
+Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the
+other is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked
+when their templates are alike and their spikes fall into the same stretches of time much less often than chance. They
+are also linked when they fire together, but hardly ever one within the refractory period of the other. Units with
+nearly the same template may overlap more, as a neuron that drift takes not quite to the next cluster, and may take
+turns of seconds, as what is left of drift after its correction has it. The pair with the closest templates goes
+first, and the times of linked units are taken together: a neuron that is complete links to nothing.
 """
 
 import numpy as np
@@ -19,11 +19,12 @@ from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
 MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
-MIN_CHANCE_COINCIDENCES = 30  # pairs of spikes in the same bin that chance would give; with fewer nothing is known
+MIN_CHANCE_COINCIDENCES = 300  # pairs of spikes in the same bin that chance would give; with fewer little is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
+MAX_COINCIDENCE_OF_SAME = 0.8  # of nearly the same templates
 TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
 MAX_COINCIDENCE_IN_TURN = 0.35
-MAX_DIFFERENCE_IN_TURN = 0.1  # of the energy; behaviour, too, lets neurons take turns of seconds
+MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
 MAX_REFRACTORY = 0.3  # share of what chance would give
@@ -54,9 +55,10 @@ def link_fragments(sorting, templates, duration_s):
     for difference, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
+        is_same = difference <= MAX_DIFFERENCE_OF_SAME
         if neurons[first] != neurons[second] and (
-            coincidence(*trains, sum(duration_s)) < MAX_COINCIDENCE
-            or (difference <= MAX_DIFFERENCE_IN_TURN and fire_in_turn(*trains, sum(duration_s)))
+            coincidence(*trains, sum(duration_s)) < (MAX_COINCIDENCE_OF_SAME if is_same else MAX_COINCIDENCE)
+            or (is_same and fire_in_turn(*trains, sum(duration_s)))
             or respect_refractory_period(*trains)
         ):
             together = np.concatenate(parts)

@@ -180,12 +180,14 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         sorting, templates = match_units(traces, templates, n_spikes, params, job_kwargs)
         clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
         if len(sorting.unit_ids) == 0:
+            residuals = None
             break
         spikes_folder = folder / "waveforms" / f"spikes_{look}"
-        sorting, residuals = place_spikes(
+        sorting, templates, residuals = place_spikes(
             traces, sorting, templates, clusters.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
         )
-        if look == MAX_REFINEMENTS:
+        clock.log("place", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units are no noise")
+        if residuals is None or look == MAX_REFINEMENTS:
             break
         refined = refine_units(sorting, residuals, n_spikes, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
@@ -222,7 +224,7 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
         sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
         spikes_folder = folder / "waveforms" / "spikes_followed"
-        sorting, residuals = place_spikes(
+        sorting, templates, residuals = place_spikes(
             traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
         )
     clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")

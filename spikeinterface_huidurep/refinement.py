@@ -19,7 +19,7 @@ import numpy as np
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
-from spikeinterface_huidurep.matching import MAX_INFLATION, WEAK_NORM
+from spikeinterface_huidurep.matching import MAX_INFLATION, MIN_CHANNEL_PTP, WEAK_NORM
 from spikeinterface_huidurep.merging import (
     MAX_DISTANCE_UM,
     MAX_TESTED_SPIKES,
@@ -34,6 +34,7 @@ from spikeinterface_huidurep.splitting import score_pair, split_unit
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
+MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
@@ -107,7 +108,7 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     norms, _ = residuals.describe_templates()
     changes = _Changes()
     _split_units(changes, residuals, members, threshold, seed)
-    for first, second, lag in find_same_units(residuals, members, sizes, threshold):
+    for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
     _align_units(changes, residuals, members, made_of, norms)
@@ -188,7 +189,7 @@ def align_unit(residuals, rows, unit_index, n_made_of):
     aligned = spikes
     for _ in range(N_ALIGNMENTS):
         moved = move_waveform(aligned.mean(axis=0), LAGS)
-        lags = choose_lags(LAGS, multiply(spikes, moved), moved)
+        lags = LAGS[choose_lags(multiply(spikes, moved), moved)]
         aligned = shift_each(spikes, lags)
     inner = slice(max(LAGS), left.shape[2] - max(LAGS))
     left, aligned = left[:, :, inner], aligned[:, :, inner]
@@ -234,7 +235,7 @@ def _collect_peaks(groups, sorting, main_channels):
     return peaks, labels
 
 
-def find_same_units(residuals, members, sizes, threshold):
+def find_same_units(residuals, members, sizes, made_of, threshold):
     """
     Pairs of units that are one neuron: templates alike, and no gap between their spikes.
 
@@ -245,6 +246,8 @@ def find_same_units(residuals, members, sizes, threshold):
         Indices of spikes of each unit.
     sizes : np.ndarray, int, shape (n_units,)
         Number of all spikes of each unit.
+    made_of : np.ndarray, float, shape (n_units,)
+        Number of detected spikes that each template was made of.
     threshold : float
 
     Returns
@@ -259,29 +262,56 @@ def find_same_units(residuals, members, sizes, threshold):
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
-                score, lag = _score_units(residuals, (first, second), members, sizes)
+                score, lag = _score_units(residuals, [first, second], members, sizes, made_of)
                 if score < threshold:
                     pairs.append((score, first, int(second), lag))
     return [pair[1:] for pair in sorted(pairs)]
 
 
-def _score_units(residuals, units, members, sizes):
+def _score_units(residuals, units, members, sizes, made_of):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
-    channels, *rows = np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
-    whole = [residuals.waveforms[unit].T for unit in units]
-    energies = [np.sum(waveform**2) for waveform in whole]
-    lag, difference = find_lag(*whole)
-    n_values = residuals.n_template_samples * np.sum(np.any(whole, axis=(0, 2)))
-    difference -= n_values * np.sum(1 / sizes[list(units)])  # what the noise of the spikes adds
-    if difference > max(MAX_DIFFERENCE * max(energies), MIN_DISTANCE**2):
+    templates = [residuals.waveforms[unit].T for unit in units]
+    noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
+    lag, difference, energy = compare_templates(*templates, noise_of_means)
+    if difference > max(MAX_DIFFERENCE * energy, MIN_DISTANCE**2):
         return np.inf, 0
-    waveforms = [waveform[channels] for waveform in whole]
-    shares = [np.sum(waveform**2) / energy for waveform, energy in zip(waveforms, energies, strict=True)]
+    channels, *rows = np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
+    waveforms = [template[channels] for template in templates]
+    shares = [np.sum(part**2) / np.sum(template**2) for part, template in zip(waveforms, templates, strict=True)]
     if min(shares) < MIN_SHARED_ENERGY:
-        return (0.0 if difference <= MAX_SAME_DIFFERENCE * max(energies) else np.inf), lag
+        return (0.0 if difference <= MAX_SAME_DIFFERENCE * energy else np.inf), lag
     vectors = []
     for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    return score_pair(*vectors, sizes[list(units)]), lag
+    return score_pair(*vectors, sizes[units]), lag
+
+
+def compare_templates(first, second, noise_of_means):
+    """
+    How much two templates differ on the channels of both, and on those where one is large.
+
+    A channel on which a template is small may belong to it or not by chance.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float, shape (n_channels, n_samples)
+        0 on channels that do not belong to them.
+    noise_of_means : float
+        Energy that the noise of their spikes adds to the difference on every channel.
+
+    Returns
+    -------
+    lag : int
+        Of the second, see `merging.find_lag`.
+    difference : float
+        Energy of the difference, without noise.
+    energy : float
+        Of the larger template on these channels.
+    """
+    sizes = np.stack([np.ptp(first, axis=1), np.ptp(second, axis=1)])
+    chosen = np.all(sizes > 0, axis=0) | np.any(sizes >= MIN_LARGE_PTP, axis=0)
+    lag, difference = find_lag(first[chosen], second[chosen])
+    energy = max(np.sum(template[chosen] ** 2) for template in (first, second))
+    return lag, difference - noise_of_means * np.sum(chosen), energy

@@ -1,4 +1,10 @@
-"""What is left around every spike when the templates of all spikes are taken away from the traces."""
+"""
+What is left around every spike when the templates of all spikes are taken away from the traces.
+
+It shows to the sample where a spike is, and whether it is one: what is left and the template together, seen through
+the filter that tells the template best from noise, are as large as the template. Matching looks through the template
+itself, as for white noise, so that it finds more noise that is like a weak template than the filter lets pass.
+"""
 
 import shutil
 from dataclasses import dataclass
@@ -17,6 +23,9 @@ from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
 PLACES = np.array([-1, 0, 1])  # samples from where matching put a spike
+NOISE_SIZE = 4.5  # noise SD; in minutes noise is hardly ever as much like a template
+MAX_DEFICIT = 2.0  # noise SD; hardly any spike is smaller than its template by more
+MIN_TRUE_SHARE = 0.5  # of the spikes of a unit; with fewer it is made of noise
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -78,7 +87,7 @@ class Residuals:
         return self.waveforms[unit_index][:, channels].T
 
 
-def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, noise=None):
     """
     Take all templates away and cut out what is left around every spike.
 
@@ -94,6 +103,8 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     folder : Path
         For the file of the residuals; removed by the caller.
     job_kwargs : dict
+    noise : Noise | None, default: None
+        Measured in what is left if it is not known.
 
     Returns
     -------
@@ -122,14 +133,13 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
     values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
-    return Residuals(
-        values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, Noise(explained)
-    )
+    noise = noise or Noise(explained)
+    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, noise)
 
 
 def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
     """
-    Move spikes by a sample where their template fits better there, and take all templates away.
+    Move spikes by a sample where their template fits better there, leave out noise, and take all templates away.
 
     Matching with templates that lie between the samples leaves the times of a fifth of the spikes a sample off. To a
     large spike this is more than noise.
@@ -142,28 +152,85 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     Returns
     -------
     sorting : NumpySorting
-    residuals : Residuals
-        Of its spikes.
+        Without the units that are mostly noise.
+    templates : spikeinterface.core.Templates
+        Of its units.
+    residuals : Residuals | None
+        Of its spikes; None if there are none.
     """
     residuals = extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs)
     spikes = sorting.to_spike_vector().copy()
+    kept = np.zeros(len(spikes), dtype=bool)
     for unit_index in range(len(sorting.unit_ids)):
         members = np.flatnonzero(spikes["unit_index"] == unit_index)
-        spikes["sample_index"][members] += find_places(residuals, members, unit_index)
+        places, is_spike = judge_spikes(residuals, members, unit_index)
+        spikes["sample_index"][members] += places
+        kept[members] = is_spike & (np.mean(is_spike) >= MIN_TRUE_SHARE)
     move_inside(spikes, traces)
     shutil.rmtree(folder / "found")
+    spikes = spikes[kept]
     labels = sorting.unit_ids[spikes["unit_index"]]
     placed, _ = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)
-    return placed, extract_residuals(traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs)
+    templates = templates.select_units(placed.unit_ids)
+    if len(spikes) == 0:
+        return placed, templates, None
+    noise = residuals.noise
+    residuals = extract_residuals(
+        traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs, noise
+    )
+    return placed, templates, residuals
 
 
-def find_places(residuals, members, unit_index):
-    """Samples from where spikes of a unit are to where its template fits them best, int (n_spikes,)."""
-    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))
+def judge_spikes(residuals, members, unit_index):
+    """
+    Where the spikes of a unit are, and whether they are spikes.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    members : np.ndarray, int64, shape (n_spikes,)
+        Rows of the spikes of the unit.
+    unit_index : int
+
+    Returns
+    -------
+    places : np.ndarray, int64, shape (n_spikes,)
+        Samples from where each spike is to where the template fits it best.
+    is_spike : np.ndarray, bool, shape (n_spikes,)
+        Whether it is too large to be noise there.
+    """
+    channels = residuals.find_channels(unit_index)
+    waveform = residuals.get_waveform(unit_index, channels)
     moved = move_waveform(waveform, PLACES)[:, :, residuals.window]
-    products = residuals.apply(partial(multiply, others=moved), members, unit_index)
-    products = products + multiply(waveform[None, :, residuals.window], moved)
-    return choose_lags(PLACES, products, moved)
+    filters, norms = make_filters(moved, residuals.noise.make_whitener(channels, moved.shape[2]))
+    others = np.concatenate([moved, filters])
+    products = residuals.apply(partial(multiply, others=others), members, unit_index)
+    products, sizes = np.split(products + multiply(waveform[None, :, residuals.window], others), 2, axis=1)
+    chosen = choose_lags(products, moved)
+    smallest = np.minimum(NOISE_SIZE, norms - MAX_DEFICIT)[chosen]
+    return PLACES[chosen], sizes[np.arange(len(members)), chosen] >= smallest
+
+
+def make_filters(waveforms, whitener):
+    """
+    Filters that tell waveforms best from noise (matched filters).
+
+    Parameters
+    ----------
+    waveforms : np.ndarray, float32, shape (n, n_channels, n_samples)
+    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
+        See `noise.Noise.make_whitener`.
+
+    Returns
+    -------
+    filters : np.ndarray, float32, shape (n, n_channels, n_samples)
+        Noise multiplied by them has an SD of 1.
+    norms : np.ndarray, float32, shape (n,)
+        What they make of the waveforms.
+    """
+    whitened = waveforms.reshape(len(waveforms), -1) @ whitener
+    norms = np.linalg.norm(whitened, axis=1)
+    return (whitened @ whitener.T / norms[:, None]).reshape(waveforms.shape), norms
 
 
 def move_waveform(waveform, lags):
@@ -171,13 +238,12 @@ def move_waveform(waveform, lags):
     return np.stack([shift_waveforms(waveform, -lag) for lag in lags])
 
 
-def choose_lags(lags, products, moved):
+def choose_lags(products, moved):
     """
-    The lag in samples at which a waveform fits each spike best, in white noise.
+    The lag at which a waveform fits each spike best, in white noise.
 
     Parameters
     ----------
-    lags : np.ndarray, int64, shape (n_lags,)
     products : np.ndarray, float, shape (n_spikes, n_lags)
         Inner products of spikes and moved waveforms.
     moved : np.ndarray, float, shape (n_lags, n_channels, n_samples)
@@ -185,9 +251,10 @@ def choose_lags(lags, products, moved):
 
     Returns
     -------
-    lags : np.ndarray, int64, shape (n_spikes,)
+    chosen : np.ndarray, int64, shape (n_spikes,)
+        Indices of lags.
     """
-    return lags[np.argmax(products - 0.5 * np.sum(moved**2, axis=(1, 2)), axis=1)]
+    return np.argmax(products - 0.5 * np.sum(moved**2, axis=(1, 2)), axis=1)
 
 
 def multiply(waveforms, others):

@@ -5,7 +5,7 @@ Two neurons leave two modes, whatever else the spikes do. They may also change i
 them along the template and its derivatives, and change slowly while the probe drifts, which moves neighbours in time
 alike; both are taken out before the modes are counted. So is the colour of the noise, which hides small differences. A
 mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
-collisions are, or come in a row, as drift has them.
+collisions are.
 """
 
 import numpy as np
@@ -29,7 +29,6 @@ N_SHARPENINGS = 4
 MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that it is a neuron
 MIN_RARE_SPIKES = 40  # of a smaller part; the largest of fewer collisions may be alike by chance
 MAX_RARE_SPREAD = 1.02  # times that of the larger part
-MAX_CROWDING = 0.15  # by which a smaller part may have a larger share around its own spikes than of all
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
@@ -130,13 +129,12 @@ def is_neuron(vectors, is_part):
     """
     Whether a part beside a larger one may be a neuron.
 
-    Many spikes may. Fewer must be as alike as those of the larger part, which collisions are not, and fire between
-    them: drift puts those that it changes side by side.
+    Many spikes may. Fewer must be as alike as those of the larger part, which collisions are not.
 
     Parameters
     ----------
     vectors : np.ndarray, float32, shape (n_spikes, n_dims)
-        Of both parts, in the order of time.
+        Of both parts.
     is_part : np.ndarray, bool, shape (n_spikes,)
 
     Returns
@@ -148,9 +146,7 @@ def is_neuron(vectors, is_part):
         return n_part >= MIN_SPIKES
     if n_part < MIN_RARE_SPIKES:
         return False
-    spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
-    share_around = 1 - remove_running_mean(is_part[:, None].astype("float32"), N_AROUND)[is_part].mean()
-    return spread <= MAX_RARE_SPREAD and share_around <= share + MAX_CROWDING
+    return measure_spread(vectors[is_part]) <= MAX_RARE_SPREAD * measure_spread(vectors[~is_part])
 
 
 def sharpen_part(vectors, is_part):

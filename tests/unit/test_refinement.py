@@ -15,6 +15,7 @@ from spikeinterface_huidurep.refinement import (
     MAX_SAME_DIFFERENCE,
     MIN_DISTANCE,
     MIN_EXCESS,
+    MIN_LARGE_PTP,
     MIN_SHARPENING,
     align_unit,
     find_larger_spikes,
@@ -78,9 +79,9 @@ def test_a_template_that_is_wrong_is_made_anew():
     assert not lags.any()
 
 
-def find_same(residuals, members, sizes=None, threshold=THRESHOLD):
+def find_same(residuals, members, sizes=None, threshold=THRESHOLD, made_of=None):
     sizes = np.array([len(rows) for rows in members] if sizes is None else sizes)
-    return find_same_units(residuals, members, sizes, threshold)
+    return find_same_units(residuals, members, sizes, sizes if made_of is None else np.array(made_of), threshold)
 
 
 def long_pulse(delay=0):
@@ -138,6 +139,24 @@ def test_noise_of_the_templates_makes_no_difference(n_values, n_pairs):
     smaller = (1 - np.sqrt(1.1 * MAX_DIFFERENCE)) * SHAPE
     residuals, members = make_residuals([SHAPE, smaller], [1, 1])
     residuals.n_template_samples = n_values // len(SHAPE)
+    assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
+
+
+def test_the_noise_of_a_template_is_that_of_the_spikes_it_was_made_of():
+    smaller = (1 - np.sqrt(1.1 * MAX_DIFFERENCE)) * SHAPE
+    residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    residuals.n_template_samples = 5000 // len(SHAPE)
+    assert len(find_same(residuals, members, [10**6, 10**6], threshold=1e6, made_of=[100, 100])) == 1
+    assert find_same(residuals, members, threshold=1e6, made_of=[10**6, 10**6]) == []
+
+
+@pytest.mark.parametrize("size, n_pairs", [(0.9 * MIN_LARGE_PTP, 1), (1.1 * MIN_LARGE_PTP, 0)])
+def test_a_channel_that_one_template_lacks_makes_a_difference_if_it_is_large(size, n_pairs):
+    """20 channels beyond those on which the spikes are compared."""
+    shape = np.r_[np.full(3, 10.0), np.full(20, size)][:, None] * long_pulse() / np.ptp(long_pulse())
+    cut = np.r_[np.ones(3), np.zeros(20)][:, None] * shape
+    assert np.sum((shape - cut) ** 2) > MAX_DIFFERENCE * np.sum(shape**2)
+    residuals, members = make_residuals([shape, cut], [1, 1], radius_um=20.0)
     assert len(find_same(residuals, members, threshold=1e6)) == n_pairs
 
 

@@ -6,7 +6,15 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import residuals as residuals_module
 from spikeinterface_huidurep.merging import MAX_LAG
-from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, pad_templates, place_spikes
+from spikeinterface_huidurep.residuals import (
+    MAX_DEFICIT,
+    NOISE_SIZE,
+    extract_residuals,
+    find_main_channels,
+    make_filters,
+    pad_templates,
+    place_spikes,
+)
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_templates
@@ -110,26 +118,35 @@ def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def test_spikes_go_to_the_sample_where_their_template_fits_best(tmp_path):
-    """Also where they overlap, and with residuals of the new places."""
-    rng = np.random.default_rng(0)
-    traces, shape = rng.normal(size=(20_000, N_CHANNELS)).astype("float32"), np.zeros((2, 90, N_CHANNELS))
-    shape[0, 25:40, 3:] = -20 * np.hanning(15)[:, None]
-    shape[1, 25:40, :3] = -20 * np.hanning(15)[:, None]
-    truth = 100 + 55 * np.arange(300)
-    units = np.arange(300) % 2
-    for sample, unit in zip(truth, units, strict=True):
-        traces[sample - 30 : sample + 60] += shape[unit]
-    off = rng.integers(-1, 2, 300)
-    sorting = make_sorting(truth + off, units, np.zeros(300, int), unit_ids=np.array([4, 7]))
-    templates = make_templates(shape, 30, unit_ids=[4, 7])
-    recording = NumpyRecording([traces], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+def place(traces, sorting, templates, folder):
+    recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
     recording.set_probe(templates.probe)
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
-    placed, residuals = place_spikes(
-        recording, sorting, templates, neighborhoods, "neg", tmp_path / "spikes", JOB_KWARGS
-    )
-    assert placed.unit_ids.tolist() == [4, 7]
+    return place_spikes(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
+
+
+PLACED_SHAPES = np.zeros((2, 90, N_CHANNELS))
+PLACED_SHAPES[0, 25:40, 3:] = PLACED_SHAPES[1, 25:40, :3] = -20 * np.hanning(15)[:, None]
+
+
+def make_traces(n_samples, spikes, seed=0):
+    """White noise and spikes: tuples of sample, unit and size."""
+    traces = np.random.default_rng(seed).normal(size=(n_samples, N_CHANNELS)).astype("float32")
+    for sample, unit, size in spikes:
+        traces[sample - 30 : sample + 60] += size * PLACED_SHAPES[unit]
+    return traces
+
+
+def test_spikes_go_to_the_sample_where_their_template_fits_best(tmp_path):
+    """Also where they overlap, and with residuals of the new places."""
+    truth = 100 + 55 * np.arange(300)
+    units = np.arange(300) % 2
+    traces = make_traces(20_000, zip(truth, units, np.ones(300), strict=True))
+    off = np.random.default_rng(1).integers(-1, 2, 300)
+    sorting = make_sorting(truth + off, units, np.zeros(300, int), unit_ids=np.array([4, 7]))
+    templates = make_templates(PLACED_SHAPES, 30, unit_ids=[4, 7])
+    placed, of_placed, residuals = place([traces], sorting, templates, tmp_path)
+    assert placed.unit_ids.tolist() == of_placed.unit_ids.tolist() == [4, 7]
     assert placed.to_spike_vector()["sample_index"].tolist() == truth.tolist()
     assert placed.to_spike_vector()["unit_index"].tolist() == units.tolist()
     assert np.std(residuals.values[:, :, :2]) == pytest.approx(1, abs=0.02)
@@ -137,17 +154,85 @@ def test_spikes_go_to_the_sample_where_their_template_fits_best(tmp_path):
 
 
 def test_spikes_stay_inside_their_segments(tmp_path):
-    traces, sorting, templates = make_case((2000, 100, 1000))
-    recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
-    recording.set_probe(templates.probe)
-    neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
-    placed, _ = place_spikes(recording, sorting, templates, neighborhoods, "neg", tmp_path / "spikes", JOB_KWARGS)
-    before, after = sorting.to_spike_vector(), placed.to_spike_vector()
-    assert np.array_equal(before["segment_index"], after["segment_index"])
-    for segment, size in enumerate((2000, 100, 1000)):
-        samples, old = (spikes["sample_index"][spikes["segment_index"] == segment] for spikes in (after, before))
+    """In noise there is nothing that a template could fit well: nor is anything left out if its size is the largest."""
+    sizes = (2000, 100, 1000)
+    traces, sorting, templates = make_case(sizes)
+    spikes = sorting.to_spike_vector()
+    shapes = templates.get_dense_templates()
+    padded = [np.pad(segment, ((30, 60), (0, 0))) for segment in traces]
+    for spike in spikes:
+        first = spike["sample_index"]
+        padded[spike["segment_index"]][first : first + 90] += 3 * shapes[spike["unit_index"]]
+    placed, _, _ = place([segment[30:-60] for segment in padded], sorting, templates, tmp_path)
+    after = placed.to_spike_vector()
+    assert len(after) > 0.8 * len(spikes)  # some overlap in 100 samples
+    for segment, size in enumerate(sizes):
+        samples, old = (values["sample_index"][values["segment_index"] == segment] for values in (after, spikes))
         assert samples.min() >= 0 and samples.max() < size and np.all(np.diff(samples) >= 0)
-        assert np.abs(samples - old).max() <= 1
+        assert np.abs(samples[:, None] - old).min(axis=1).max() <= 1
+
+
+@pytest.mark.parametrize("size, is_spike", [(1.0, True), (0.5, True), (0.05, False), (-1.0, False)])
+def test_noise_is_left_out(tmp_path, size, is_spike):
+    """The template has a norm of 65 noise SD, its spikes that of their size."""
+    samples = 100 + 100 * np.arange(100)
+    sizes = np.where(np.arange(100) % 4 == 0, size, 1.0)
+    traces = make_traces(11_000, [(sample, 0, size) for sample, size in zip(samples, sizes, strict=True)])
+    sorting = make_sorting(samples, np.zeros(100, int), np.zeros(100, int), unit_ids=np.array([4]))
+    placed, _, residuals = place([traces], sorting, make_templates(PLACED_SHAPES[:1], 30, unit_ids=[4]), tmp_path)
+    wanted = samples if is_spike else samples[sizes == 1]
+    assert placed.to_spike_vector()["sample_index"].tolist() == wanted.tolist()
+    assert len(residuals.values) == len(wanted)
+
+
+@pytest.mark.parametrize("share, n_units", [(0.6, 2), (0.4, 1), (0.0, 1)])
+def test_a_unit_that_is_mostly_noise_is_left_out(tmp_path, share, n_units):
+    samples = 100 + 100 * np.arange(100)
+    units = np.arange(100) % 2
+    is_true = (units == 1) | (np.arange(100) < 100 * share)
+    traces = make_traces(11_000, zip(samples[is_true], units[is_true], np.ones(100), strict=False))
+    sorting = make_sorting(samples, units, np.zeros(100, int), unit_ids=np.array([4, 7]))
+    templates = make_templates(PLACED_SHAPES, 30, unit_ids=[4, 7])
+    placed, of_placed, residuals = place([traces], sorting, templates, tmp_path)
+    assert placed.unit_ids.tolist() == of_placed.unit_ids.tolist() == [4, 7][-n_units:]
+    assert len(residuals.waveforms) == n_units
+    assert len(placed.to_spike_vector()) == 50 + (n_units == 2) * np.sum(is_true[units == 0])
+
+
+def test_nothing_is_left_of_noise(tmp_path):
+    sorting = make_sorting(np.arange(100, 1000, 50), np.zeros(18, int), np.zeros(18, int), unit_ids=np.array([4]))
+    placed, templates, residuals = place(
+        [make_traces(2000, [])], sorting, make_templates(PLACED_SHAPES[:1], 30, unit_ids=[4]), tmp_path
+    )
+    assert len(placed.unit_ids) == len(templates.unit_ids) == 0 and residuals is None
+    assert not list((tmp_path / "spikes").iterdir())
+
+
+@pytest.mark.parametrize("norm", [NOISE_SIZE + 10, NOISE_SIZE + MAX_DEFICIT, NOISE_SIZE])
+def test_most_spikes_of_weak_units_are_kept(tmp_path, norm):
+    """A spike is smaller than its template by 2 SD once in 44 times."""
+    samples = 100 + 100 * np.arange(500)
+    shape = PLACED_SHAPES[:1] * norm / np.linalg.norm(PLACED_SHAPES[0])
+    factor = norm / np.linalg.norm(PLACED_SHAPES[0])
+    traces = make_traces(51_000, [(sample, 0, factor) for sample in samples])
+    sorting = make_sorting(samples, np.zeros(500, int), np.zeros(500, int), unit_ids=np.array([4]))
+    placed, _, _ = place([traces], sorting, make_templates(shape, 30, unit_ids=[4]), tmp_path)
+    assert len(placed.to_spike_vector()) >= 0.95 * 500
+
+
+def test_matched_filters():
+    """Noise through them has an SD of 1, and no other filter makes more of the waveforms."""
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(12, 12))
+    covariance = mixing @ mixing.T + np.eye(12)
+    whitener = np.linalg.inv(np.linalg.cholesky(covariance)).T
+    waveforms = rng.normal(size=(2, 3, 4))
+    filters, norms = make_filters(waveforms, whitener)
+    for waveform, found, norm in zip(waveforms.reshape(2, 12), filters.reshape(2, 12), norms, strict=True):
+        assert found @ covariance @ found == pytest.approx(1)
+        assert found @ waveform == pytest.approx(norm)
+        others = rng.normal(size=(1000, 12))
+        assert np.all(others @ waveform <= norm * np.sqrt(np.sum(others @ covariance * others, axis=1)))
 
 
 # --- templates ---
