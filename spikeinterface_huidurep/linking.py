@@ -5,9 +5,10 @@ Drift takes a neuron from one cluster to the next: its waveform changes a little
 other is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked
 when their templates are alike and their spikes fall into the same stretches of time much less often than chance. They
 are also linked when they fire together, but hardly ever one within the refractory period of the other. Units with
-nearly the same template may overlap more, as a neuron that drift takes not quite to the next cluster, and may take
-turns of seconds, as what is left of drift after its correction has it. The pair with the closest templates goes
-first, and the times of linked units are taken together: a neuron that is complete links to nothing.
+nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
+cluster, and may take turns of seconds, as what is left of drift after its correction has it. The pair with the
+closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
+nothing.
 """
 
 import numpy as np
@@ -21,7 +22,7 @@ MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
 MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
 MIN_CHANCE_COINCIDENCES = 300  # pairs of spikes in the same bin that chance would give; with fewer little is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
-MAX_COINCIDENCE_OF_SAME = 0.8  # of nearly the same templates
+MAX_COINCIDENCE_OF_SAME = 0.95  # of the same template; in between it falls with the difference of the templates
 TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
 MAX_COINCIDENCE_IN_TURN = 0.35
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
@@ -55,15 +56,20 @@ def link_fragments(sorting, templates, duration_s):
     for difference, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
-        is_same = difference <= MAX_DIFFERENCE_OF_SAME
         if neurons[first] != neurons[second] and (
-            coincidence(*trains, sum(duration_s)) < (MAX_COINCIDENCE_OF_SAME if is_same else MAX_COINCIDENCE)
-            or (is_same and fire_in_turn(*trains, sum(duration_s)))
+            coincidence(*trains, sum(duration_s)) < limit_coincidence(difference)
+            or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*trains, sum(duration_s)))
             or respect_refractory_period(*trains)
         ):
             together = np.concatenate(parts)
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
+
+
+def limit_coincidence(difference):
+    """Coincidence below which two units are linked whose templates differ by this share of the energy."""
+    limits = MAX_COINCIDENCE_OF_SAME, MAX_COINCIDENCE
+    return float(np.interp(difference, (0, MAX_DIFFERENCE_OF_SAME), limits))
 
 
 def find_alike_templates(templates):

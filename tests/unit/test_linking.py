@@ -10,6 +10,8 @@ from spikeinterface_huidurep.linking import (
     MAX_BINS,
     MAX_COINCIDENCE,
     MAX_COINCIDENCE_OF_SAME,
+    MAX_DIFFERENCE,
+    MAX_DIFFERENCE_OF_SAME,
     MIN_BIN_S,
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
@@ -18,6 +20,7 @@ from spikeinterface_huidurep.linking import (
     find_alike_templates,
     fire_in_turn,
     join_fragments,
+    limit_coincidence,
     link_fragments,
     locate_templates,
     respect_refractory_period,
@@ -86,7 +89,20 @@ def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
     rng = np.random.default_rng(0)
     found = [coincidence(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), 300.0) for _ in range(50)]
     assert np.mean(found) == pytest.approx(1, abs=0.05)
-    assert min(found) > MAX_COINCIDENCE_OF_SAME
+    assert min(found) > limit_coincidence(0.05)
+
+
+@pytest.mark.parametrize(
+    "difference, limit",
+    [
+        (0.0, MAX_COINCIDENCE_OF_SAME),
+        (MAX_DIFFERENCE_OF_SAME / 2, (MAX_COINCIDENCE_OF_SAME + MAX_COINCIDENCE) / 2),
+        (MAX_DIFFERENCE_OF_SAME, MAX_COINCIDENCE),
+        (MAX_DIFFERENCE, MAX_COINCIDENCE),
+    ],
+)
+def test_the_closer_two_templates_the_more_they_may_overlap(difference, limit):
+    assert limit_coincidence(difference) == pytest.approx(limit)
 
 
 def draw_turns(turn_s, n_spikes=600, seed=0):
@@ -253,7 +269,7 @@ def test_fragments_that_take_turns_of_seconds_are_linked_if_nearly_the_same(size
 def test_fragments_that_overlap_are_linked_if_nearly_the_same(size, n_neurons):
     """Drift takes half of the spikes to another template in the second half of the recording."""
     whole, away = np.r_[fire(400, 0, 0.5), fire(200, 0.5, 1)], fire(200, 0.5, 1)
-    assert MAX_COINCIDENCE < coincidence(whole, away, DURATION_S) < MAX_COINCIDENCE_OF_SAME
+    assert MAX_COINCIDENCE < coincidence(whole, away, DURATION_S) < limit_coincidence(0.01)
     neurons = link_fragments(make_trains(whole, away), make_units((10, 3, 0), (size, 3, 0)), [DURATION_S])
     assert len(set(neurons.tolist())) == n_neurons
 
