@@ -6,9 +6,10 @@ other is silent. Two neurons fire together as often as chance has it, however al
 when their templates are alike and their spikes fall into the same stretches of time much less often than chance. They
 are also linked when they fire together, but hardly ever one within the refractory period of the other. Units with
 nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
-cluster, and may take turns of seconds, as what is left of drift after its correction has it. The pair with the
-closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
-nothing.
+cluster, and may take turns of seconds, as what is left of drift after its correction has it. Units whose templates
+hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
+The pair with the closest templates goes first, and the times of linked units are taken together: a neuron that is
+complete links to nothing.
 """
 
 import numpy as np
@@ -26,6 +27,7 @@ MAX_COINCIDENCE_OF_SAME = 0.95  # of the same template; in between it falls with
 TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
 MAX_COINCIDENCE_IN_TURN = 0.35
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
+MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
 MAX_REFRACTORY = 0.3  # share of what chance would give
@@ -60,6 +62,7 @@ def link_fragments(sorting, templates, duration_s):
             coincidence(*trains, sum(duration_s)) < limit_coincidence(difference)
             or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*trains, sum(duration_s)))
             or respect_refractory_period(*trains)
+            or (difference <= MAX_DIFFERENCE_OF_ONE and respect_refractory_period(*trains, max_probability=np.inf))
         ):
             together = np.concatenate(parts)
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
@@ -145,7 +148,7 @@ def fire_in_turn(first_s, second_s, duration_s):
     return coincidence(first_s, second_s, duration_s, TURN_S, np.inf) < MAX_COINCIDENCE_IN_TURN
 
 
-def respect_refractory_period(first_s, second_s):
+def respect_refractory_period(first_s, second_s, max_probability=MAX_PROBABILITY):
     """
     Whether two trains hardly ever fire one within the refractory period of the other, as those of one neuron.
 
@@ -153,16 +156,18 @@ def respect_refractory_period(first_s, second_s):
     ----------
     first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
         Times in s.
+    max_probability : float, default: MAX_PROBABILITY
+        That chance gave as few.
 
     Returns
     -------
     respect : bool
-        False where there are too few spikes to tell.
+        By default False where there are too few spikes to tell.
     """
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)
     chance = count_pairs(*trains, *AROUND_S) * np.ptp(REFRACTORY_S) / np.ptp(AROUND_S)
-    return bool(found < MAX_REFRACTORY * chance and poisson.cdf(found, chance) < MAX_PROBABILITY)
+    return bool(found <= MAX_REFRACTORY * chance and poisson.cdf(found, chance) < max_probability)
 
 
 def count_pairs(first_s, second_s, nearest_s, farthest_s):

@@ -244,7 +244,7 @@ def fire(n_spikes, start=0.0, stop=1.0):
     return DURATION_S * np.linspace(start, stop, n_spikes, endpoint=False)
 
 
-ALIKE = [(10, 3, 0), (9.5, 3, 0), (9, 3, 0)]
+ALIKE = [(10, 3, 0), (7.5, 3, 0), (5.6, 3, 0)]  # neighbours differ by 0.06 of the energy
 
 
 def test_fragments_are_linked_and_named_after_the_largest():
@@ -276,7 +276,22 @@ def test_fragments_that_overlap_are_linked_if_nearly_the_same(size, n_neurons):
 
 def test_neurons_that_fire_together_are_two_however_alike():
     sorting = make_trains(fire(200), fire(300))
-    assert link_fragments(sorting, make_units((10, 3, 0), (10, 3, 0)), [DURATION_S]).tolist() == [0, 1]
+    assert link_fragments(sorting, make_units(*ALIKE[:2]), [DURATION_S]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("size, n_neurons", [(9.5, 1), (7.5, 2)])
+def test_templates_that_hardly_differ_are_one_neuron(size, n_neurons):
+    """Too few spikes to see a refractory period in."""
+    train = fire_at_random(0, 300, DURATION_S)
+    sorting = make_trains(train[::2], train[1::2])
+    assert not respect_refractory_period(train[::2], train[1::2])
+    neurons = link_fragments(sorting, make_units((10, 3, 0), (size, 3, 0)), [DURATION_S])
+    assert len(set(neurons.tolist())) == n_neurons
+
+
+def test_templates_that_hardly_differ_are_two_neurons_if_they_fire_within_the_refractory_period():
+    sorting = make_trains(fire_at_random(0, 3000, DURATION_S), fire_at_random(1, 3000, DURATION_S))
+    assert link_fragments(sorting, make_units((10, 3, 0), (9.5, 3, 0)), [DURATION_S]).tolist() == [0, 1]
 
 
 def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
