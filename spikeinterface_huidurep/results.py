@@ -17,6 +17,7 @@ from spikeinterface_huidurep.splitting import N_AROUND, remove_running_mean
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
 QUALITY_NORM = 8.0  # noise SD; norm of templates that are as easily made by noise as by a neuron
 TEMPERATURE = 5.5  # divides the log-odds: neurons vary in more ways than the spread along one line shows
+RIVAL_ODDS = 0.5  # of a unit that fires as often and fits as well: matching has chosen the other one
 OTHER_ODDS = 0.01  # of a spike that is of none of the units, to one of its own
 MAX_ODDS = 3.0  # against the unit that matching has chosen among all, however well others fit what is compared here
 
@@ -85,7 +86,7 @@ def posterior_of_products(products, energies, frequencies):
         along = remove_running_mean(along, N_AROUND)
     spread = median_abs_deviation(along, axis=0, scale="normal")
     log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) / TEMPERATURE
-    odds = frequencies * np.exp(np.clip(log_odds, -50, 50))
+    odds = RIVAL_ODDS * frequencies * np.exp(np.clip(log_odds, -50, 50))
     total = odds.sum(axis=1)
     return (1 / (1 + OTHER_ODDS + total / (1 + total / MAX_ODDS))).astype("float32")
 

@@ -16,6 +16,7 @@ from spikeinterface_huidurep.results import (
     MAX_ODDS,
     OTHER_ODDS,
     QUALITY_NORM,
+    RIVAL_ODDS,
     TEMPERATURE,
     compute_posteriors,
     describe_units,
@@ -79,7 +80,7 @@ def slow_posteriors(residuals, differences, frequencies):
         along = np.array([np.sum(residual * differences[other]) / norm for residual in residuals])
         sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
         odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd / TEMPERATURE
-        odds[:, other] += np.log(frequencies[other])
+        odds[:, other] += np.log(RIVAL_ODDS * frequencies[other])
     return 1 / (1 + OTHER_ODDS + limit_odds(np.exp(odds).sum(axis=1)))
 
 
@@ -101,7 +102,7 @@ def test_posteriors_against_a_slow_softmax(n_channels, n_others, seed, scale):
 
 def test_equal_units_share_and_far_ones_do_not_overflow():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
-    shared = 1 / (1 + OTHER_ODDS + limit_odds(3))
+    shared = 1 / (1 + OTHER_ODDS + limit_odds(3 * RIVAL_ODDS))
     assert posterior_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full(9, shared))
     assert posterior_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.full(9, ALONE))
 
@@ -109,7 +110,7 @@ def test_equal_units_share_and_far_ones_do_not_overflow():
 def test_a_rare_unit_takes_few_spikes_from_a_frequent_one():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
     of_rare = posterior_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1])
-    assert of_rare == pytest.approx(np.full(9, 1 / (1 + OTHER_ODDS + limit_odds(0.1))))
+    assert of_rare == pytest.approx(np.full(9, 1 / (1 + OTHER_ODDS + limit_odds(0.1 * RIVAL_ODDS))))
 
 
 def test_a_spike_of_another_unit_is_told():
