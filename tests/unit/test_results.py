@@ -166,7 +166,7 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
     if neurons[0] == neurons[1]:  # fragments of one neuron
         np.testing.assert_allclose(found, ALONE)
         return
-    assert ((found[labels < 2] > 0.4) & (found[labels < 2] < 0.7)).all()
+    assert ((found[labels < 2] > 0.55) & (found[labels < 2] < 0.8)).all()
 
 
 @pytest.mark.parametrize("n_before, n_after, lowest", [(30, 60, 0.9), (15, 30, 0.9), (9, 15, 0.5)])
