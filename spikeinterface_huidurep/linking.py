@@ -58,15 +58,34 @@ def link_fragments(sorting, templates, duration_s):
     for difference, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
-        if neurons[first] != neurons[second] and (
-            coincidence(*trains, sum(duration_s)) < limit_coincidence(difference)
-            or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*trains, sum(duration_s)))
-            or respect_refractory_period(*trains)
-            or (difference <= MAX_DIFFERENCE_OF_ONE and respect_refractory_period(*trains, max_probability=np.inf))
-        ):
+        if neurons[first] != neurons[second] and are_fragments(*trains, difference, sum(duration_s)):
             together = np.concatenate(parts)
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
+
+
+def are_fragments(first_s, second_s, difference, duration_s):
+    """
+    Whether two trains are fragments of one neuron.
+
+    Parameters
+    ----------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+        Times in s.
+    difference : float
+        Of their templates, as a share of the energy.
+    duration_s : float
+
+    Returns
+    -------
+    are_fragments : bool
+    """
+    max_probability = np.inf if difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
+    return (
+        coincidence(first_s, second_s, duration_s) < limit_coincidence(difference)
+        or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(first_s, second_s, duration_s))
+        or respect_refractory_period(first_s, second_s, max_probability)
+    )
 
 
 def limit_coincidence(difference):

@@ -214,8 +214,8 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     -------
     sorting : NumpySorting
     templates : spikeinterface.core.Templates
-    residuals : Residuals
-        As they are, if none changes.
+    residuals : Residuals | None
+        As they are, if none changes; None if no spikes are left.
     """
     blocks = split_time(traces)
     changes = find_changes(sorting, residuals, blocks)

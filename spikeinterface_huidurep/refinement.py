@@ -19,6 +19,7 @@ import numpy as np
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
+from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MAX_INFLATION, MIN_CHANNEL_PTP, WEAK_NORM
 from spikeinterface_huidurep.merging import (
     MAX_DISTANCE_UM,
@@ -36,7 +37,6 @@ MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; bey
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
-MAX_SAME_DIFFERENCE = 0.05  # of the energy: two units with less are one, where their spikes cannot be compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
@@ -279,7 +279,7 @@ def _score_units(residuals, units, members, sizes, made_of):
     waveforms = [template[channels] for template in templates]
     shares = [np.sum(part**2) / np.sum(template**2) for part, template in zip(waveforms, templates, strict=True)]
     if min(shares) < MIN_SHARED_ENERGY:
-        return (0.0 if difference <= MAX_SAME_DIFFERENCE * energy else np.inf), lag
+        return (0.0 if difference <= MAX_DIFFERENCE_OF_ONE * energy else np.inf), lag
     vectors = []
     for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]

@@ -8,11 +8,11 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import refinement
 from spikeinterface_huidurep.clustering import MIN_SPIKES
+from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
-    MAX_SAME_DIFFERENCE,
     MIN_DISTANCE,
     MIN_EXCESS,
     MIN_LARGE_PTP,
@@ -183,7 +183,7 @@ def test_only_the_channels_of_both_units_are_compared():
 
 @pytest.mark.parametrize(
     "size, difference, n_pairs",
-    [(9.0, 1.05 * MAX_SAME_DIFFERENCE, 0), (9.0, 0.95 * MAX_SAME_DIFFERENCE, 1), (11.0, 0.95 * MAX_DIFFERENCE, 1)],
+    [(9.0, 1.05 * MAX_DIFFERENCE_OF_ONE, 0), (9.0, 0.95 * MAX_DIFFERENCE_OF_ONE, 1), (11.0, 0.95 * MAX_DIFFERENCE, 1)],
 )
 def test_units_that_share_little_of_their_energy_are_one_only_if_alike(size, difference, n_pairs):
     """Channels 0, 1, 2 and 2, 3, 4 of one neuron: channel 2 has 0.17 or 0.23 of its energy."""
