@@ -9,14 +9,14 @@ from sklearn.mixture import GaussianMixture
 from threadpoolctl import threadpool_limits
 
 N_DIMS = 10  # dimensions of the vectors that the mixture sees
-MIN_SPIKES = 30  # a channel, or a cluster, of fewer spikes is not clustered
+MIN_SPIKES = 30  # of a channel, and of a cluster
 MIN_SPIKES_PER_COMPONENT = 20  # a full covariance needs more than N_DIMS of them
 MAX_FIT_SPIKES = 5000  # more of them do not change the mixture
 PATIENCE = 2  # components added without a better BIC before the search ends
 REGULARIZATION = 1e-3  # of the mean variance, added to the diagonal of a covariance
 
 
-def cluster_spikes(features, channels, max_components, seed):
+def cluster_spikes(features, channels, max_components, seed, *, min_spikes=MIN_SPIKES, **mixture_kwargs):
     """
     Cluster the spikes of every centre channel on their own.
 
@@ -28,6 +28,10 @@ def cluster_spikes(features, channels, max_components, seed):
     max_components : int
         Largest number of components on one channel.
     seed : int
+    min_spikes : int, default: MIN_SPIKES
+        A channel, or a cluster, of fewer spikes is not clustered.
+    mixture_kwargs : dict
+        For `fit_mixture`.
 
     Returns
     -------
@@ -42,13 +46,13 @@ def cluster_spikes(features, channels, max_components, seed):
     with threadpool_limits(1):  # many small matrices: threads only get in each other's way
         for channel in np.unique(channels):
             members = np.flatnonzero(channels == channel)
-            if len(members) < MIN_SPIKES:
+            if len(members) < min_spikes:
                 continue
-            responsibilities = cluster_channel(features[members], max_components, seed)
+            responsibilities = cluster_channel(features[members], max_components, seed, **mixture_kwargs)
             winners = responsibilities.argmax(axis=1)
             for component in np.unique(winners):
                 chosen = winners == component
-                if chosen.sum() < MIN_SPIKES:
+                if chosen.sum() < min_spikes:
                     continue
                 labels[members[chosen]] = n_clusters
                 posteriors[members[chosen]] = responsibilities[chosen, component]
@@ -56,7 +60,7 @@ def cluster_spikes(features, channels, max_components, seed):
     return labels, posteriors
 
 
-def cluster_channel(features, max_components, seed):
+def cluster_channel(features, max_components, seed, **mixture_kwargs):
     """
     Posterior probabilities of the components of one channel's mixture, shape (n_spikes, n_components).
 
@@ -67,12 +71,12 @@ def cluster_channel(features, max_components, seed):
     fitted = reduced
     if len(reduced) > MAX_FIT_SPIKES:
         fitted = np.random.default_rng(seed).choice(reduced, MAX_FIT_SPIKES, replace=False)
-    return fit_mixture(fitted, max_components, seed).predict_proba(reduced)
+    return fit_mixture(fitted, max_components, seed, **mixture_kwargs).predict_proba(reduced)
 
 
-def fit_mixture(features, max_components, seed, n_starts=1):
+def fit_mixture(features, max_components, seed, n_starts=1, covariance_type="full"):
     """
-    Fit full-covariance Gaussian mixtures of growing size and return the one with the lowest BIC.
+    Fit Gaussian mixtures of growing size and return the one with the lowest BIC.
 
     Parameters
     ----------
@@ -81,6 +85,8 @@ def fit_mixture(features, max_components, seed, n_starts=1):
     seed : int
     n_starts : int, default: 1
         Fits of each size, of which the most likely is taken.
+    covariance_type : "full" | "spherical", default: "full"
+        Few spikes are too few to find full covariances.
 
     Returns
     -------
@@ -92,6 +98,7 @@ def fit_mixture(features, max_components, seed, n_starts=1):
             break
         mixture = GaussianMixture(
             n_components,
+            covariance_type=covariance_type,
             reg_covar=REGULARIZATION * features.var(axis=0).mean() + 1e-9,
             init_params="k-means++",
             max_iter=60,

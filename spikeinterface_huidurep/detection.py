@@ -19,7 +19,7 @@ PROTOTYPE_SLICES, PROTOTYPE_SLICE_S = 40, 1.0  # of the recording, to learn the 
 MAX_PROTOTYPE_PEAKS, MIN_PROTOTYPE_PEAKS = 5000, 20
 
 
-def detect_spikes(traces, params, job_kwargs):
+def detect_spikes(traces, params, job_kwargs, examples=None):
     """
     Detect spikes by matched filtering with the median waveform of the large ones.
 
@@ -33,6 +33,8 @@ def detect_spikes(traces, params, job_kwargs):
         In multiples of the noise SD.
     params : SorterParams
     job_kwargs : dict
+    examples : BaseRecording | None, default: None
+        Traces with the large spikes; `traces` themselves if None.
 
     Returns
     -------
@@ -40,8 +42,8 @@ def detect_spikes(traces, params, job_kwargs):
         Sorted by segment and sample. The amplitude has the sign of the peak.
     """
     if params.peak_sign != "both":
-        return sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs))
-    troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs)
+        return sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs, examples))
+    troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs, examples)
     positive = detect_large_peaks(traces, "pos", params, job_kwargs)
     radius_um = POSITIVE_RADIUS * params.detection_radius_um
     return join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
@@ -65,12 +67,13 @@ def detect_large_peaks(traces, peak_sign, params, job_kwargs, **pipeline_kwargs)
     )
 
 
-def detect_peaks_of_sign(traces, peak_sign, params, job_kwargs):
+def detect_peaks_of_sign(traces, peak_sign, params, job_kwargs, examples=None):
     """Peaks of one sign by matched filtering, or beyond the threshold if no prototype can be learned."""
-    examples = detect_large_peaks(traces, peak_sign, params, job_kwargs, slices=_random_slices(traces, params.seed))
-    prototype = _learn_prototype(traces, examples, peak_sign, params.seed, job_kwargs)
+    examples = traces if examples is None else examples
+    large = detect_large_peaks(examples, peak_sign, params, job_kwargs, slices=_random_slices(examples, params.seed))
+    prototype = _learn_prototype(examples, large, peak_sign, params.seed, job_kwargs)
     if prototype is None:
-        logger.info("only %d large peaks: no prototype, plain threshold", len(examples))
+        logger.info("only %d large peaks: no prototype, plain threshold", len(large))
         return detect_large_peaks(traces, peak_sign, params, job_kwargs)
     method_kwargs = dict(
         peak_sign=peak_sign,

@@ -26,6 +26,7 @@ MAX_COINCIDENCE = 0.6  # share of what chance would give
 MAX_COINCIDENCE_OF_SAME = 0.95  # of the same template; in between it falls with the difference of the templates
 TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
 MAX_COINCIDENCE_IN_TURN = 0.35
+MAX_DIFFERENCE_OF_LIKE = 0.15  # from there on fragments may coincide no more than MAX_COINCIDENCE
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
 MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
@@ -91,7 +92,7 @@ def are_fragments(first_s, second_s, difference, duration_s):
 def limit_coincidence(difference):
     """Coincidence below which two units are linked whose templates differ by this share of the energy."""
     limits = MAX_COINCIDENCE_OF_SAME, MAX_COINCIDENCE
-    return float(np.interp(difference, (0, MAX_DIFFERENCE_OF_SAME), limits))
+    return float(np.interp(difference, (0, MAX_DIFFERENCE_OF_LIKE), limits))
 
 
 def find_alike_templates(templates):

@@ -31,6 +31,7 @@ from spikeinterface_huidurep.matching import (
     move_inside,
 )
 from spikeinterface_huidurep.merging import merge_clusters
+from spikeinterface_huidurep.missed import find_missed_units
 from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
@@ -150,7 +151,9 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         shares, shares_of_unit = find_true_shares(sorting, *residuals.describe_templates(), neurons, max_delays_ms)
         posteriors = shares * compute_posteriors(sorting, residuals, neurons)
     is_true = find_true_spikes(sorting, shares, shares_of_unit)
-    sorting, posteriors = join_fragments(sorting, posteriors, neurons, is_true)
+    labels = np.where(is_true, neurons[sorting.to_spike_vector()["unit_index"]], -1)
+    kept = keep_frequent_units(labels, 1.0, traces.get_total_duration(), params) >= 0
+    sorting, posteriors = join_fragments(sorting, posteriors, neurons, kept)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
     templates = templates.select_units(sorting.unit_ids)
@@ -191,7 +194,10 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             break
         refined = refine_units(sorting, residuals, n_spikes, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
-        if not refined.replaced:
+        missed = find_missed_units(traces, sorting, templates, residuals, params, spikes_folder, job_kwargs)
+        clock.log("missed", f"{len(np.unique(missed[1]))} units were missed")
+        refined = refined.add(*missed)
+        if not refined.replaced and not refined.n_spikes:
             break
         peaks, labels = refined.take_place(peaks, labels, sorting.unit_ids)
         n_spikes |= refined.n_spikes

@@ -5,6 +5,7 @@ import logging
 import numpy as np
 from spikeinterface.core import get_noise_levels
 from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, scale
+from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
@@ -25,6 +26,9 @@ MIN_SEGMENT_MS = 5.0  # the margin of the band-pass filter
 MIN_CHANNELS_FOR_MOTION = 16  # on fewer, drift cannot be told from the neurons' own changes
 MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along the probe
 MIN_DURATION_FOR_MOTION_S = 30.0
+MOTION_SMOOTHING = dict(
+    histogram_depth_smooth_um=5.0, histogram_time_smooth_s=2.0
+)  # few spikes want more than the 1 of both
 MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 
@@ -225,6 +229,21 @@ def measure_drift(motion):
     return float(np.ptp(np.percentile(displacement, [5, 95], axis=0), axis=0).max())
 
 
+def choose_motion_kwargs(recording, preset):
+    """
+    What the estimate of motion by DREDge does otherwise than the preset, dict; empty for other methods.
+
+    Histograms of few spikes are noise where they are not smoothed. A probe shorter than the step between the windows of
+    a non-rigid estimate is better taken as one window.
+    """
+    kwargs = motion_options_preset[preset]["estimate_motion_kwargs"]
+    if kwargs.get("method") != "dredge_ap":
+        return {}
+    depth_um = np.ptp(recording.get_channel_locations()[:, 1])
+    rigid = kwargs.get("rigid", False) or depth_um < kwargs.get("win_step_um", np.inf)
+    return dict(MOTION_SMOOTHING, rigid=rigid)
+
+
 def estimate_motion(recording, params, folder, job_kwargs):
     """
     Estimate the drift of the probe.
@@ -256,7 +275,12 @@ def estimate_motion(recording, params, folder, job_kwargs):
     )
     try:
         _, motion_info = correct_motion(
-            recording, preset=params.motion_correction_preset, folder=folder, output_motion_info=True, **job_kwargs
+            recording,
+            preset=params.motion_correction_preset,
+            folder=folder,
+            estimate_motion_kwargs=choose_motion_kwargs(recording, params.motion_correction_preset),
+            output_motion_info=True,
+            **job_kwargs,
         )
     except (RuntimeError, ValueError, IndexError, ImportError) as error:
         raise ValueError(

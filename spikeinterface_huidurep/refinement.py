@@ -46,7 +46,7 @@ MIN_SHARPENING = 20.0  # log-likelihood of a spike; a template that fits so much
 
 @dataclass
 class RefinedUnits:
-    """Units that changed, and what takes their place."""
+    """Units that changed, and what takes their place; and units that were missed."""
 
     peaks: np.ndarray
     """structured (n_peaks,): at most MAX_SPIKES spikes of each of the old units."""
@@ -56,6 +56,8 @@ class RefinedUnits:
     """Number of spikes of each new unit, dict of id -> float."""
     replaced: list
     """Ids of the old units."""
+    free_id: int
+    """Neither an old unit nor a new one has this id or a larger one."""
 
     def take_place(self, peaks, labels, unit_ids):
         """
@@ -76,6 +78,31 @@ class RefinedUnits:
         kept = np.isin(labels, np.setdiff1d(unit_ids, self.replaced))
         kept_peaks = peaks[kept][list(self.peaks.dtype.names)]
         return np.concatenate([kept_peaks, self.peaks]), np.r_[labels[kept], self.labels]
+
+    def add(self, peaks, labels, share_selected):
+        """
+        The same with more new units.
+
+        Parameters
+        ----------
+        peaks : np.ndarray, structured, shape (n_peaks,)
+        labels : np.ndarray, int64, shape (n_peaks,)
+        share_selected : float
+            Share of the detected spikes of these units that the peaks are.
+
+        Returns
+        -------
+        refined : RefinedUnits
+        """
+        unit_ids, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
+        n_spikes = {self.free_id + index: count / share_selected for index, count in enumerate(counts.tolist())}
+        return RefinedUnits(
+            np.concatenate([self.peaks, peaks[list(self.peaks.dtype.names)]]),
+            np.r_[self.labels, self.free_id + indices],
+            self.n_spikes | n_spikes,
+            self.replaced,
+            self.free_id + len(unit_ids),
+        )
 
 
 def refine_units(sorting, residuals, n_spikes, threshold, seed):
@@ -119,7 +146,8 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     n_spikes_of_new = {
         first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(changes.groups)
     }
-    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, sorting.unit_ids[sorted(changes.units)].tolist())
+    replaced = sorting.unit_ids[sorted(changes.units)].tolist()
+    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, replaced, first_id + len(changes.groups))
 
 
 class _Changes:

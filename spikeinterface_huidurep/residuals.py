@@ -25,7 +25,7 @@ MS_BEFORE, MS_AFTER = 0.8, 1.3
 PLACES = np.array([-1, 0, 1])  # samples from where matching put a spike
 NOISE_SIZE = 4.5  # noise SD; in minutes noise is hardly ever as much like a template
 MAX_DEFICIT = 2.0  # noise SD; hardly any spike is smaller than its template by more
-MIN_TRUE_SHARE = 0.5  # of the spikes of a unit; with fewer it is made of noise
+MIN_MEDIAN_SIZE = 5.25  # noise SD; of the spikes of a unit that are larger; of those of noise it is less
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -110,31 +110,57 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     -------
     residuals : Residuals
     """
-    explained = InjectTemplatesRecording(
+    explained = take_away(traces, sorting, templates)
+    main_channels = find_main_channels(templates, peak_sign)
+    spikes = sorting.to_spike_vector()
+    peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
+    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
+    peaks["channel_index"] = main_channels[spikes["unit_index"]]
+    values = cut_out(explained, peaks, neighborhoods, folder, job_kwargs)
+    noise = noise or Noise(explained)
+    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, noise)
+
+
+def take_away(traces, sorting, templates):
+    """The traces without the templates of all spikes, a recording that reads as traces do."""
+    return InjectTemplatesRecording(
         sorting,
         templates.get_dense_templates().astype("float32"),
         nbefore=templates.nbefore,
         amplitude_factor=-1.0,
         parent_recording=traces.select_segments(range(sorting.get_num_segments())),  # later ones have no spike
     )
-    main_channels = find_main_channels(templates, peak_sign)
-    spikes = sorting.to_spike_vector()
-    peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
-    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
-    peaks["channel_index"] = main_channels[spikes["unit_index"]]
-    retriever = PeakRetriever(explained, peaks)
+
+
+def cut_out(traces, peaks, neighborhoods, folder, job_kwargs):
+    """
+    Cut the window of residuals out of traces.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    peaks : np.ndarray, structured, shape (n_peaks,)
+    neighborhoods : Neighborhoods
+    folder : Path
+        For the file; removed by the caller.
+    job_kwargs : dict
+
+    Returns
+    -------
+    values : np.ndarray, float32, shape (n_peaks, n_samples, n_neighbors)
+        Memory-mapped. On the neighbours of the channel of each peak, as `Neighborhoods.find_neighbors` gives them.
+    """
+    retriever = PeakRetriever(traces, peaks)
     n_before, n_after = count_samples(traces.sampling_frequency)
     node = ExtractSparseWaveforms(
-        explained,
+        traces,
         nbefore=n_before,
         nafter=n_after,
         parents=[retriever],
         return_output=True,
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
-    values = run_into_file(explained, [retriever, node], "residuals", folder, job_kwargs)
-    noise = noise or Noise(explained)
-    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, noise)
+    return run_into_file(traces, [retriever, node], "residuals", folder, job_kwargs)
 
 
 def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
@@ -165,7 +191,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
         members = np.flatnonzero(spikes["unit_index"] == unit_index)
         places, is_spike = judge_spikes(residuals, members, unit_index)
         spikes["sample_index"][members] += places
-        kept[members] = is_spike & (np.mean(is_spike) >= MIN_TRUE_SHARE)
+        kept[members] = is_spike
     move_inside(spikes, traces)
     shutil.rmtree(folder / "found")
     spikes = spikes[kept]
@@ -207,8 +233,11 @@ def judge_spikes(residuals, members, unit_index):
     products = residuals.apply(partial(multiply, others=others), members, unit_index)
     products, sizes = np.split(products + multiply(waveform[None, :, residuals.window], others), 2, axis=1)
     chosen = choose_lags(products, moved)
+    sizes = sizes[np.arange(len(members)), chosen]
     smallest = np.minimum(NOISE_SIZE, norms - MAX_DEFICIT)[chosen]
-    return PLACES[chosen], sizes[np.arange(len(members)), chosen] >= smallest
+    is_spike = sizes >= smallest
+    is_neuron = np.any(is_spike) and np.median(sizes[is_spike]) >= MIN_MEDIAN_SIZE
+    return PLACES[chosen], is_spike & is_neuron
 
 
 def make_filters(waveforms, whitener):

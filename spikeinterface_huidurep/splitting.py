@@ -94,10 +94,15 @@ def find_compact_parts(vectors, parts, counts):
 
 
 def measure_spread(vectors):
-    """Squared distance from the mean of the others, median over at least two vectors (n_vectors, n_dims)."""
-    n_vectors = len(vectors)
-    distances = np.sum((vectors - vectors.mean(axis=0)) ** 2, axis=1)
-    return np.median(distances) * n_vectors / (n_vectors - 1)
+    """
+    Squared distance from the mean of the others, median over at least two vectors (n_vectors, n_dims).
+
+    Not along the mean itself, which is where the amplitude of a neuron other than that of the template changes.
+    """
+    n_vectors, mean = len(vectors), vectors.mean(axis=0)
+    deviations = vectors - mean
+    along = deviations @ mean / (np.linalg.norm(mean) + 1e-9)
+    return np.median(np.sum(deviations**2, axis=1) - along**2) * n_vectors / (n_vectors - 1)
 
 
 def sharpen_parts(vectors, parts):

@@ -115,3 +115,14 @@ def test_more_spikes_than_are_fitted():
     features, truth = make_gaussians(np.random.default_rng(0), (4000, 3000))
     labels, _ = cluster_spikes(features, np.zeros(7000, int), 3, 0)
     assert same_partition(labels, truth)
+
+
+@pytest.mark.parametrize("covariance_type, n_found", [("full", 1), ("spherical", 2)])
+def test_few_spikes_need_simple_covariances(covariance_type, n_found):
+    """Two neurons of 24 spikes each, 6 SD apart in 10 dimensions."""
+    features, truth = make_gaussians(np.random.default_rng(0), (24, 24), n_dims=10, distance=6 / np.sqrt(2))
+    labels, _ = cluster_spikes(
+        features, np.zeros(48, dtype=int), 5, 0, min_spikes=20, covariance_type=covariance_type, n_starts=3
+    )
+    assert labels.max() + 1 == n_found
+    assert n_found == 1 or same_partition(labels, truth)

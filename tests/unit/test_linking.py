@@ -11,7 +11,7 @@ from spikeinterface_huidurep.linking import (
     MAX_COINCIDENCE,
     MAX_COINCIDENCE_OF_SAME,
     MAX_DIFFERENCE,
-    MAX_DIFFERENCE_OF_SAME,
+    MAX_DIFFERENCE_OF_LIKE,
     MIN_BIN_S,
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
@@ -96,8 +96,8 @@ def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
     "difference, limit",
     [
         (0.0, MAX_COINCIDENCE_OF_SAME),
-        (MAX_DIFFERENCE_OF_SAME / 2, (MAX_COINCIDENCE_OF_SAME + MAX_COINCIDENCE) / 2),
-        (MAX_DIFFERENCE_OF_SAME, MAX_COINCIDENCE),
+        (MAX_DIFFERENCE_OF_LIKE / 2, (MAX_COINCIDENCE_OF_SAME + MAX_COINCIDENCE) / 2),
+        (MAX_DIFFERENCE_OF_LIKE, MAX_COINCIDENCE),
         (MAX_DIFFERENCE, MAX_COINCIDENCE),
     ],
 )

@@ -15,8 +15,10 @@ from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
+    MOTION_SMOOTHING,
     can_show_motion,
     check_finite,
+    choose_motion_kwargs,
     decide_motion,
     measure_drift,
     preprocess,
@@ -250,6 +252,25 @@ def estimates(monkeypatch):
 
     monkeypatch.setattr(preprocessing, "estimate_motion", estimate_motion)
     return results
+
+
+@pytest.mark.parametrize(
+    "preset, depth_um, rigid",
+    [
+        ("dredge_fast", 300.0, True),
+        ("dredge_fast", 500.0, False),
+        ("dredge", 500.0, False),
+        ("rigid_fast", 500.0, True),
+    ],
+)
+def test_drift_is_estimated_from_smooth_histograms(preset, depth_um, rigid):
+    """The windows of the first two presets are 400 um apart."""
+    recording = make_silence(depth_um=depth_um)
+    assert choose_motion_kwargs(recording, preset) == dict(MOTION_SMOOTHING, rigid=rigid)
+
+
+def test_other_methods_estimate_drift_as_their_preset_says():
+    assert choose_motion_kwargs(make_silence(), "nonrigid_accurate") == {}
 
 
 def ramp_motion(drift_um):

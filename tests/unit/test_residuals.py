@@ -8,6 +8,7 @@ from spikeinterface_huidurep import residuals as residuals_module
 from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.residuals import (
     MAX_DEFICIT,
+    MIN_MEDIAN_SIZE,
     NOISE_SIZE,
     extract_residuals,
     find_main_channels,
@@ -154,7 +155,8 @@ def test_spikes_go_to_the_sample_where_their_template_fits_best(tmp_path):
 
 
 def test_spikes_stay_inside_their_segments(tmp_path, monkeypatch):
-    monkeypatch.setattr(residuals_module, "NOISE_SIZE", -np.inf)  # there are none in these traces
+    for limit in ("NOISE_SIZE", "MIN_MEDIAN_SIZE"):
+        monkeypatch.setattr(residuals_module, limit, -np.inf)  # there are none in these traces
     traces, sorting, templates = make_case((2000, 100, 1000))
     placed, _, _ = place(traces, sorting, templates, tmp_path)
     before, after = sorting.to_spike_vector(), placed.to_spike_vector()
@@ -178,8 +180,8 @@ def test_noise_is_left_out(tmp_path, size, is_spike):
     assert len(residuals.values) == len(wanted)
 
 
-@pytest.mark.parametrize("share, n_units", [(0.6, 2), (0.4, 1), (0.0, 1)])
-def test_a_unit_that_is_mostly_noise_is_left_out(tmp_path, share, n_units):
+@pytest.mark.parametrize("share, n_units", [(0.6, 2), (0.1, 2), (0.0, 1)])
+def test_a_unit_that_is_all_noise_is_left_out(tmp_path, share, n_units):
     samples = 100 + 100 * np.arange(100)
     units = np.arange(100) % 2
     is_true = (units == 1) | (np.arange(100) < 100 * share)
@@ -201,16 +203,26 @@ def test_nothing_is_left_of_noise(tmp_path):
     assert not list((tmp_path / "spikes").iterdir())
 
 
-@pytest.mark.parametrize("norm", [NOISE_SIZE + 10, NOISE_SIZE + MAX_DEFICIT, NOISE_SIZE])
-def test_most_spikes_of_weak_units_are_kept(tmp_path, norm):
-    """A spike is smaller than its template by 2 SD once in 44 times."""
+def place_weak_unit(norm, folder):
+    """500 spikes of a unit of this norm in noise SD, placed."""
     samples = 100 + 100 * np.arange(500)
     shape = PLACED_SHAPES[:1] * norm / np.linalg.norm(PLACED_SHAPES[0])
     factor = norm / np.linalg.norm(PLACED_SHAPES[0])
     traces = make_traces(51_000, [(sample, 0, factor) for sample in samples])
     sorting = make_sorting(samples, np.zeros(500, int), np.zeros(500, int), unit_ids=np.array([4]))
-    placed, _, _ = place([traces], sorting, make_templates(shape, 30, unit_ids=[4]), tmp_path)
-    assert len(placed.to_spike_vector()) >= 0.95 * 500
+    placed, _, _ = place([traces], sorting, make_templates(shape, 30, unit_ids=[4]), folder)
+    return placed
+
+
+@pytest.mark.parametrize("norm", [NOISE_SIZE + 10, NOISE_SIZE + MAX_DEFICIT, MIN_MEDIAN_SIZE + 0.3])
+def test_most_spikes_of_weak_units_are_kept(tmp_path, norm):
+    """A spike is smaller than its template by 2 SD once in 44 times."""
+    assert len(place_weak_unit(norm, tmp_path).to_spike_vector()) >= 0.95 * 500
+
+
+@pytest.mark.parametrize("norm", [NOISE_SIZE, MIN_MEDIAN_SIZE - 0.5])
+def test_a_unit_of_spikes_as_small_as_those_of_noise_is_left_out(tmp_path, norm):
+    assert len(place_weak_unit(norm, tmp_path).unit_ids) == 0
 
 
 def test_matched_filters():
