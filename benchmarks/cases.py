@@ -173,6 +173,8 @@ ONE_CHANNEL = dict(
     generate_templates_kwargs=dict(unit_params=dict(alpha=[45.0, 75.0, 120.0], spatial_decay=40.0)),
 )
 
+RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
+
 MADE_CASES = (
     Case(
         "native_one_channel",
@@ -188,6 +190,11 @@ MADE_CASES = (
         "native_static",
         partial(make_native, 5.0, num_channels=32, num_units=20),
         "SpikeInterface's generator, 2 columns of 16 channels, 20 units, white noise of 5 uV",
+    ),
+    Case(
+        "native_rare",
+        partial(make_native, 10.0, num_channels=32, num_units=30, generate_sorting_kwargs=RARE_SPIKES),
+        "SpikeInterface's generator, 2 columns of 16 channels, 30 units of 0.2 to 2 Hz, white noise of 10 uV",
     ),
     Case(
         "native_384",

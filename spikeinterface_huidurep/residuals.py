@@ -178,7 +178,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     Returns
     -------
     sorting : NumpySorting
-        Without the units that are mostly noise.
+        Without the units that are noise.
     templates : spikeinterface.core.Templates
         Of its units.
     residuals : Residuals | None
