@@ -17,13 +17,18 @@ from spikeinterface_huidurep.whitening import read_random_chunks
 BLOCK_SIZE = 512  # samples, far more than a waveform has
 MAX_BLOCKS = 400
 MAX_QUANTILE = 0.9  # of the energies of the blocks; larger ones hold spikes that no template explains
+LEVEL_BIN_S, LEVEL_READ_S = 1.0, 0.1  # as often as drift is estimated, and how much of each bin is read
+MAX_LEVEL_BINS = 600  # in a long recording they are longer
+MIN_LEVEL = 1e-3
 MIN_VARIANCE = 1e-6  # where traces are flat most of the time
 FLOOR = 0.1  # of the mean variance, added to all: neurons do not differ where there is next to no noise
 
 
 class Noise:
     """
-    Traces in which noise is the same at all times.
+    Traces in which noise is the same at all times, but for its level.
+
+    Motion correction averages more channels at some displacements than at others, which takes up to half of the noise.
 
     Parameters
     ----------
@@ -59,6 +64,46 @@ class Noise:
             lower = cholesky(covariance, lower=True)
             self._whiteners[key] = solve_triangular(lower, np.eye(len(lower)), lower=True).T.astype("float32")
         return self._whiteners[key]
+
+    def measure_levels(self, samples, segment_indices, channels):
+        """
+        SD of noise at some times, as a multiple of that of all times.
+
+        Parameters
+        ----------
+        samples, segment_indices : np.ndarray, int64, shape (n_times,)
+        channels : np.ndarray, int, shape (n_channels,)
+            Of which the mean is taken.
+
+        Returns
+        -------
+        levels : np.ndarray, float64, shape (n_times,)
+        """
+        bin_size, levels = self._levels
+        n_bins = np.array([len(of_segment) for of_segment in levels])
+        bins = (
+            np.minimum(samples // bin_size, n_bins[segment_indices] - 1) + (np.cumsum(n_bins) - n_bins)[segment_indices]
+        )
+        levels = np.concatenate(levels)[:, channels].mean(axis=1)
+        return levels[bins] / np.sqrt(np.mean(levels**2))
+
+    @cached_property
+    def _levels(self):
+        """Samples of a bin, and the median sizes of the traces in each: list of float64 (n_bins, n_channels)."""
+        traces, rate = self.traces, self.traces.sampling_frequency
+        sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+        bin_size = int(max(LEVEL_BIN_S * rate, sum(sizes) / MAX_LEVEL_BINS))
+        levels = []
+        for index, size in enumerate(sizes):
+            starts = range(0, max(size - bin_size // 2, 1), bin_size)
+            stops = [min(start + int(LEVEL_READ_S * rate), size) for start in starts]
+            # all channels by name: a segment that was selected once may not know how many there are
+            chunks = [
+                traces.get_traces(index, start, stop, traces.channel_ids)
+                for start, stop in zip(starts, stops, strict=True)
+            ]
+            levels.append(np.array([np.median(np.abs(chunk), axis=0) for chunk in chunks]) + MIN_LEVEL)
+        return bin_size, levels
 
     @cached_property
     def _blocks(self):

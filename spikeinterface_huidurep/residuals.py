@@ -25,7 +25,7 @@ MS_BEFORE, MS_AFTER = 0.8, 1.3
 PLACES = np.array([-1, 0, 1])  # samples from where matching put a spike
 NOISE_SIZE = 4.5  # noise SD; in minutes noise is hardly ever as much like a template
 MAX_DEFICIT = 2.0  # noise SD; hardly any spike is smaller than its template by more
-MIN_MEDIAN_SIZE = 5.25  # noise SD; of the spikes of a unit that are larger; of those of noise it is less
+MIN_MEDIAN_SIZE = 5.25  # SD of noise at their times; of the spikes of a unit that are larger; of noise it is less
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -189,7 +189,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     kept = np.zeros(len(spikes), dtype=bool)
     for unit_index in range(len(sorting.unit_ids)):
         members = np.flatnonzero(spikes["unit_index"] == unit_index)
-        places, is_spike = judge_spikes(residuals, members, unit_index)
+        places, is_spike = judge_spikes(residuals, spikes, members, unit_index)
         spikes["sample_index"][members] += places
         kept[members] = is_spike
     move_inside(spikes, traces)
@@ -207,13 +207,15 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     return placed, templates, residuals
 
 
-def judge_spikes(residuals, members, unit_index):
+def judge_spikes(residuals, spikes, members, unit_index):
     """
     Where the spikes of a unit are, and whether they are spikes.
 
     Parameters
     ----------
     residuals : Residuals
+    spikes : np.ndarray, structured, shape (n_all_spikes,)
+        Of all units.
     members : np.ndarray, int64, shape (n_spikes,)
         Rows of the spikes of the unit.
     unit_index : int
@@ -236,7 +238,8 @@ def judge_spikes(residuals, members, unit_index):
     sizes = sizes[np.arange(len(members)), chosen]
     smallest = np.minimum(NOISE_SIZE, norms - MAX_DEFICIT)[chosen]
     is_spike = sizes >= smallest
-    is_neuron = np.any(is_spike) and np.median(sizes[is_spike]) >= MIN_MEDIAN_SIZE
+    noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
+    is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
     return PLACES[chosen], is_spike & is_neuron
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter1d
 from spikeinterface.core import NumpyRecording
 
+from spikeinterface_huidurep import noise as noise_module
 from spikeinterface_huidurep.noise import FLOOR, Noise, measure_covariance
 
 from .test_results import SAMPLING_FREQUENCY
@@ -86,3 +87,33 @@ def test_traces_are_read_once_and_only_when_needed(monkeypatch):
 def test_flat_traces_are_no_error():
     noise = Noise(NumpyRecording([np.zeros((30_000, 2), "float32")], SAMPLING_FREQUENCY))
     assert np.all(np.isfinite(noise.make_whitener(np.arange(2), N_SAMPLES)))
+
+
+def test_the_level_of_noise_follows_time_and_place():
+    """Channel 0 is twice as loud in the second segment, channel 1 is the same."""
+    rng = np.random.default_rng(0)
+    quiet, loud = (rng.normal(size=(size, 2)).astype("float32") for size in (290_000, 310_000))
+    loud[:, 0] *= 2
+    noise = Noise(NumpyRecording([quiet, loud], SAMPLING_FREQUENCY))
+    samples, segments = np.array([0, 289_999, 0, 309_999]), np.array([0, 0, 1, 1])
+    mean = np.sqrt((10 + 10 * 2**2) / 20)
+    found = noise.measure_levels(samples, segments, np.array([0]))
+    np.testing.assert_allclose(found, np.array([1, 1, 2, 2]) / mean, rtol=0.07)
+    np.testing.assert_allclose(noise.measure_levels(samples, segments, np.array([1])), 1, rtol=0.07)
+
+
+@pytest.mark.parametrize("n_samples", [10, 20_000, 50_000])
+def test_the_level_of_short_or_silent_traces_is_one(n_samples):
+    noise = Noise(NumpyRecording([np.zeros((n_samples, 2), "float32")], SAMPLING_FREQUENCY))
+    levels = noise.measure_levels(np.array([0, n_samples - 1]), np.array([0, 0]), np.array([0, 1]))
+    np.testing.assert_allclose(levels, 1)
+
+
+def test_in_long_recordings_few_levels_are_measured(monkeypatch):
+    monkeypatch.setattr(noise_module, "MAX_LEVEL_BINS", 4)
+    traces = np.random.default_rng(0).normal(size=(300_000, 1)).astype("float32")
+    traces[150_000:] *= 3
+    noise = Noise(NumpyRecording([traces], SAMPLING_FREQUENCY))
+    levels = noise.measure_levels(np.arange(0, 300_000, 1000), np.zeros(300, int), np.array([0]))
+    assert len(np.unique(levels)) == 4
+    assert levels[-1] / levels[0] == pytest.approx(3, rel=0.07)

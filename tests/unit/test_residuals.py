@@ -225,6 +225,19 @@ def test_a_unit_of_spikes_as_small_as_those_of_noise_is_left_out(tmp_path, norm)
     assert len(place_weak_unit(norm, tmp_path).unit_ids) == 0
 
 
+@pytest.mark.parametrize("loud, n_units", [(slice(0, 60_000), 0), (slice(60_000, None), 1)])
+def test_spikes_that_come_when_noise_is_loud_must_be_larger(tmp_path, loud, n_units):
+    """The spikes are in the first half."""
+    factor = 6.5 / np.linalg.norm(PLACED_SHAPES[0])
+    samples = 100 + 100 * np.arange(500)
+    traces = make_traces(120_000, [(sample, 0, factor) for sample in samples])
+    traces[loud] += np.random.default_rng(5).normal(size=traces[loud].shape)
+    sorting = make_sorting(samples, np.zeros(500, int), np.zeros(500, int), unit_ids=np.array([4]))
+    templates = make_templates(PLACED_SHAPES[:1] * factor, 30, unit_ids=[4])
+    placed, _, _ = place([traces], sorting, templates, tmp_path)
+    assert len(placed.unit_ids) == n_units
+
+
 def test_matched_filters():
     """Noise through them has an SD of 1, and no other filter makes more of the waveforms."""
     rng = np.random.default_rng(0)
