@@ -194,9 +194,10 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             break
         refined = refine_units(sorting, residuals, n_spikes, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
-        missed = find_missed_units(traces, sorting, templates, residuals, params, spikes_folder, job_kwargs)
-        clock.log("missed", f"{len(np.unique(missed[1]))} units were missed")
-        refined = refined.add(*missed)
+        if look == 0:  # later ones find what drift leaves of the units known
+            missed = find_missed_units(traces, sorting, templates, residuals, params, spikes_folder, job_kwargs)
+            clock.log("missed", f"{len(np.unique(missed[1]))} units were missed")
+            refined = refined.add(*missed)
         if not refined.replaced and not refined.n_spikes:
             break
         peaks, labels = refined.take_place(peaks, labels, sorting.unit_ids)
