@@ -166,7 +166,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
 
 def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
-    Match the templates, look at the units again by what was found, and match again while some change.
+    Match the templates, look again at the units found and for missed ones, and match again while some change.
 
     Returns
     -------
