@@ -110,9 +110,7 @@ def join_signs(troughs, positive, locations_um, radius_um, sampling_frequency):
     """
     troughs = sort_peaks(troughs)
     sweep = round(EXCLUDE_SWEEP_MS * 1e-3 * sampling_frequency)
-    gap = max(troughs["sample_index"].max(initial=0), positive["sample_index"].max(initial=0)) + sweep + 1
-    times, times_of_troughs = (of["sample_index"] + gap * of["segment_index"] for of in (positive, troughs))
-    peaks, partners = find_pairs(times, times_of_troughs, sweep)
+    peaks, partners = find_pairs_of_peaks(positive, troughs, sweep)
     places = locations_um[positive["channel_index"][peaks]], locations_um[troughs["channel_index"][partners]]
     is_near = np.linalg.norm(places[0] - places[1], axis=1) <= radius_um
     peaks, partners = peaks[is_near], partners[is_near]
@@ -120,6 +118,26 @@ def join_signs(troughs, positive, locations_um, radius_um, sampling_frequency):
     is_kept = ~np.isin(np.arange(len(positive)), peaks[is_small])
     is_kept_trough = ~np.isin(np.arange(len(troughs)), partners[is_kept[peaks]])
     return sort_peaks(np.concatenate([troughs[is_kept_trough], positive[is_kept]]))
+
+
+def find_pairs_of_peaks(peaks, others, max_delay):
+    """
+    All pairs of peaks and others that are close, and of the same segment.
+
+    Parameters
+    ----------
+    peaks, others : np.ndarray, structured (sample_index, segment_index, ...), shape (n_peaks,), (n_others,)
+        `others` sorted by segment and sample.
+    max_delay : int
+        Samples.
+
+    Returns
+    -------
+    indices, partners : np.ndarray, int64, shape (n_pairs,)
+        Of the peaks and of the others.
+    """
+    gap = max(peaks["sample_index"].max(initial=0), others["sample_index"].max(initial=0)) + max_delay + 1
+    return find_pairs(*(of["sample_index"] + gap * of["segment_index"] for of in (peaks, others)), max_delay)
 
 
 def find_pairs(times, others, max_delay):

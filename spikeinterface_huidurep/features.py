@@ -5,7 +5,7 @@ from sklearn.decomposition import PCA
 
 from spikeinterface_huidurep.embedding import embed_waveforms
 from spikeinterface_huidurep.model.weights import load_encoder
-from spikeinterface_huidurep.waveforms import N_BEFORE, N_SAMPLES
+from spikeinterface_huidurep.waveforms import N_BEFORE, N_SAMPLES, extract_waveforms
 
 BLOCK_SIZE = 4096  # spikes read from disk at once
 N_COMPONENTS = 32  # as many principal components as the embedding has dimensions
@@ -29,6 +29,14 @@ def find_window(params):
         return N_SAMPLES, N_BEFORE
     config = load_encoder(params.weights).config
     return config.n_samples, config.n_before
+
+
+def extract_for_features(traces, peaks, neighborhoods, params, folder, job_kwargs):
+    """The waveforms that `compute_features` takes, float16 (n_peaks, n_neighbors, n_samples): `extract_waveforms`."""
+    n_samples, n_before = find_window(params)
+    return extract_waveforms(
+        traces, peaks, neighborhoods, params.peak_sign, folder, job_kwargs, n_samples=n_samples, n_before=n_before
+    )
 
 
 def compute_features(waveforms, channels, neighborhoods, params):

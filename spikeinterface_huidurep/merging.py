@@ -28,7 +28,7 @@ N_DIRECTIONS = 10  # in which the spikes of a pair vary most, for the discrimina
 MAX_VARIATION_SPIKES = 250  # of one cluster; they give these directions
 
 
-def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, threshold, sampling_frequency, seed):
+def merge_clusters(waveforms, peaks, labels, neighborhoods, threshold, sampling_frequency, seed):
     """
     Merge clusters without a gap between them.
 
@@ -39,7 +39,6 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
     labels : np.ndarray, int64, shape (n_peaks,)
         -1 where a peak has no cluster.
     neighborhoods : Neighborhoods
-    locations_um : np.ndarray, float, shape (n_channels, 2)
     threshold : float
         Dip score below which a pair is merged.
     sampling_frequency : float
@@ -52,7 +51,7 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
     peaks : np.ndarray, structured, shape (n_peaks,)
         A copy whose sample indices are aligned within the merged clusters.
     """
-    clusters = _Clusters(waveforms, peaks["channel_index"], labels, neighborhoods, locations_um, threshold, seed)
+    clusters = _Clusters(waveforms, peaks["channel_index"], labels, neighborhoods, threshold, seed)
     scores = {}
     for label in sorted(clusters.members):
         clusters.score_neighbors(label, scores)
@@ -75,9 +74,9 @@ def merge_clusters(waveforms, peaks, labels, neighborhoods, locations_um, thresh
 class _Clusters:
     """Clusters with a sample of waveforms and their mean, on the neighbourhood of their most frequent channel."""
 
-    def __init__(self, waveforms, channels, labels, neighborhoods, locations_um, threshold, seed):
+    def __init__(self, waveforms, channels, labels, neighborhoods, threshold, seed):
         self.waveforms, self.channels, self.labels = waveforms, channels, labels.copy()
-        self.neighborhoods, self.locations_um, self.threshold = neighborhoods, locations_um, threshold
+        self.neighborhoods, self.threshold = neighborhoods, threshold
         self.rng = np.random.default_rng(seed)
         self.lags = np.zeros(len(labels), dtype="int64")
         self.members, self.centers, self.samples, self.means = {}, {}, {}, {}
@@ -106,9 +105,8 @@ class _Clusters:
     def score_neighbors(self, label, scores):
         """Add the score and lag of every pair of `label` and a close cluster to `scores`."""
         for other in self.members:
-            distance_um = np.linalg.norm(
-                self.locations_um[self.centers[label]] - self.locations_um[self.centers[other]]
-            )
+            first_um, second_um = self.neighborhoods.locations_um[[self.centers[label], self.centers[other]]]
+            distance_um = np.linalg.norm(first_um - second_um)
             if other != label and distance_um <= MAX_DISTANCE_UM:
                 pair = (min(label, other), max(label, other))
                 if pair not in scores:

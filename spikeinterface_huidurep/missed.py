@@ -10,13 +10,12 @@ noise, and those of spikes less alike than noise makes them, collisions that mat
 import numpy as np
 
 from spikeinterface_huidurep.clustering import cluster_spikes
-from spikeinterface_huidurep.detection import detect_spikes, find_pairs, select_spikes
-from spikeinterface_huidurep.features import compute_features, find_window
+from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes
+from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.matching import keep_frequent_units
 from spikeinterface_huidurep.merging import merge_clusters
-from spikeinterface_huidurep.residuals import cut_out, take_away
+from spikeinterface_huidurep.residuals import cut_out, read_waveforms, take_away
 from spikeinterface_huidurep.splitting import MAX_SPREAD, measure_spread
-from spikeinterface_huidurep.waveforms import extract_waveforms
 
 EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
@@ -63,17 +62,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
     if len(peaks) == 0:
         return peaks, np.zeros(0, dtype="int64"), share_selected
 
-    n_samples, n_before = find_window(params)
-    waveforms = extract_waveforms(
-        rest,
-        peaks,
-        neighborhoods,
-        params.peak_sign,
-        folder / "missed",
-        job_kwargs,
-        n_samples=n_samples,
-        n_before=n_before,
-    )
+    waveforms = extract_for_features(rest, peaks, neighborhoods, params, folder / "missed", job_kwargs)
     features = compute_features(waveforms, peaks["channel_index"], neighborhoods, params)
     labels, _ = cluster_spikes(
         features,
@@ -91,7 +80,6 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         peaks,
         labels,
         neighborhoods,
-        neighborhoods.locations_um,
         params.merge_threshold,
         traces.sampling_frequency,
         params.seed,
@@ -117,9 +105,7 @@ def find_explained(peaks, sorting, templates):
     """
     max_delay = round(EXPLAINED_MS * 1e-3 * sorting.sampling_frequency)
     spikes = sorting.to_spike_vector()
-    gap = max(peaks["sample_index"].max(initial=0), spikes["sample_index"].max(initial=0)) + max_delay + 1
-    times, times_of_spikes = (of["sample_index"] + gap * of["segment_index"] for of in (peaks, spikes))
-    indices, partners = find_pairs(times, times_of_spikes, max_delay)
+    indices, partners = find_pairs_of_peaks(peaks, spikes, max_delay)
     reach = np.ptp(templates.get_dense_templates(), axis=1) >= EXPLAINED_PTP  # (u, c)
     is_explained = np.zeros(len(peaks), dtype=bool)
     is_explained[indices[reach[spikes["unit_index"][partners], peaks["channel_index"][indices]]]] = True
@@ -174,7 +160,7 @@ def keep_neurons(vectors, channels, labels, residuals):
     for index, unit_id in enumerate(unit_ids):
         rows = np.flatnonzero(labels == unit_id)
         neighbors = residuals.neighborhoods.find_neighbors(channels[rows[0]])
-        waveforms = vectors[rows][:, :, : len(neighbors)].transpose(0, 2, 1).reshape(len(rows), -1)
+        waveforms = read_waveforms(vectors, rows, len(neighbors)).reshape(len(rows), -1)
         white = waveforms @ residuals.noise.make_whitener(neighbors, vectors.shape[1])
         norms[index], spreads[index] = measure_norm(white), measure_spread(white) / white.shape[1]
     is_neuron = (norms >= MIN_NORM) & (spreads <= MAX_SPREAD * np.min(spreads, initial=np.inf))

@@ -79,31 +79,27 @@ class Noise:
         -------
         levels : np.ndarray, float64, shape (n_times,)
         """
-        bin_size, levels = self._levels
-        n_bins = np.array([len(of_segment) for of_segment in levels])
-        bins = (
-            np.minimum(samples // bin_size, n_bins[segment_indices] - 1) + (np.cumsum(n_bins) - n_bins)[segment_indices]
-        )
-        levels = np.concatenate(levels)[:, channels].mean(axis=1)
+        bin_size, n_bins, sizes = self._levels
+        before = np.cumsum(n_bins) - n_bins
+        bins = before[segment_indices] + np.minimum(samples // bin_size, n_bins[segment_indices] - 1)
+        levels = sizes[:, channels].mean(axis=1)
         return levels[bins] / np.sqrt(np.mean(levels**2))
 
     @cached_property
     def _levels(self):
-        """Samples of a bin, and the median sizes of the traces in each: list of float64 (n_bins, n_channels)."""
+        """Samples of a bin, bins of each segment, and median sizes of the traces in each bin (n_bins, n_channels)."""
         traces, rate = self.traces, self.traces.sampling_frequency
-        sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
-        bin_size = int(max(LEVEL_BIN_S * rate, sum(sizes) / MAX_LEVEL_BINS))
-        levels = []
-        for index, size in enumerate(sizes):
-            starts = range(0, max(size - bin_size // 2, 1), bin_size)
-            stops = [min(start + int(LEVEL_READ_S * rate), size) for start in starts]
-            # all channels by name: a segment that was selected once may not know how many there are
-            chunks = [
-                traces.get_traces(index, start, stop, traces.channel_ids)
-                for start, stop in zip(starts, stops, strict=True)
-            ]
-            levels.append(np.array([np.median(np.abs(chunk), axis=0) for chunk in chunks]) + MIN_LEVEL)
-        return bin_size, levels
+        n_samples = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+        bin_size = int(max(LEVEL_BIN_S * rate, sum(n_samples) / MAX_LEVEL_BINS))
+        starts = [range(0, max(stop - bin_size // 2, 1), bin_size) for stop in n_samples]
+        # all channels by name: a segment that was selected once may not know how many there are
+        chunks = [
+            traces.get_traces(index, start, min(start + int(LEVEL_READ_S * rate), n_samples[index]), traces.channel_ids)
+            for index, starts_of_segment in enumerate(starts)
+            for start in starts_of_segment
+        ]
+        sizes = np.array([np.median(np.abs(chunk), axis=0) for chunk in chunks]) + MIN_LEVEL
+        return bin_size, np.array([len(starts_of_segment) for starts_of_segment in starts]), sizes
 
     @cached_property
     def _blocks(self):

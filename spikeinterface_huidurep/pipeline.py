@@ -14,7 +14,7 @@ from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
-from spikeinterface_huidurep.features import compute_features, find_window
+from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
     MAX_DELAY_OF_UNIT_MS,
@@ -44,7 +44,7 @@ from spikeinterface_huidurep.results import (
     save_results,
 )
 from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
-from spikeinterface_huidurep.waveforms import Neighborhoods, extract_waveforms
+from spikeinterface_huidurep.waveforms import Neighborhoods
 
 logger = logging.getLogger(__name__)
 
@@ -309,25 +309,14 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
     clusters : Clusters | None
         None without any peak.
     """
-    locations_um = traces.get_channel_locations()[:, :2]
     all_peaks = detect_spikes(traces, params, job_kwargs)
     peaks = select_spikes(all_peaks, params) if params.assignment == "matching" else all_peaks
     clock.log("detect", f"{len(all_peaks)} peaks, {len(peaks)} kept for clustering")
     if len(peaks) == 0:
         return None
 
-    neighborhoods = Neighborhoods(locations_um, params.neighborhood_radius_um)
-    n_samples, n_before = find_window(params)
-    waveforms = extract_waveforms(
-        traces,
-        peaks,
-        neighborhoods,
-        params.peak_sign,
-        folder / "waveforms" / "peaks",
-        job_kwargs,
-        n_samples=n_samples,
-        n_before=n_before,
-    )
+    neighborhoods = Neighborhoods(traces.get_channel_locations()[:, :2], params.neighborhood_radius_um)
+    waveforms = extract_for_features(traces, peaks, neighborhoods, params, folder / "waveforms" / "peaks", job_kwargs)
     clock.log("extract", f"{waveforms.shape[1]} channels a spike")
 
     features = compute_features(waveforms, peaks["channel_index"], neighborhoods, params)
@@ -343,7 +332,6 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
         peaks,
         labels,
         neighborhoods,
-        locations_um,
         params.merge_threshold,
         traces.sampling_frequency,
         params.seed,

@@ -61,8 +61,7 @@ class Residuals:
 
     def read(self, spike_indices, unit_index):
         """Residuals of spikes of one unit, float32 (n, n_channels, n_samples)."""
-        n_channels = len(self.find_channels(unit_index))
-        return self.values[spike_indices][:, :, :n_channels].transpose(0, 2, 1)
+        return read_waveforms(self.values, spike_indices, len(self.find_channels(unit_index)))
 
     def apply(self, function, spike_indices, unit_index):
         """
@@ -161,6 +160,11 @@ def cut_out(traces, peaks, neighborhoods, folder, job_kwargs):
         sparsity_mask=neighborhoods.make_sparsity_mask(),
     )
     return run_into_file(traces, [retriever, node], "residuals", folder, job_kwargs)
+
+
+def read_waveforms(values, rows, n_channels):
+    """Rows of what `cut_out` returns, on the first channels of a neighbourhood: float32 (n, n_channels, n_samples)."""
+    return values[rows][:, :, :n_channels].transpose(0, 2, 1)
 
 
 def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):

@@ -52,7 +52,7 @@ def merge(parts, labels, threshold=THRESHOLD, sampling_frequency=MODEL_HZ, seed=
     peaks["channel_index"] = np.concatenate([channels for _, channels in parts])
     peaks["sample_index"] = 1000 + 300 * np.arange(len(waveforms))
     found, aligned = merge_clusters(
-        waveforms, peaks, np.asarray(labels), NEIGHBORHOODS, LOCATIONS_UM, threshold, sampling_frequency, seed
+        waveforms, peaks, np.asarray(labels), NEIGHBORHOODS, threshold, sampling_frequency, seed
     )
     return found, aligned["sample_index"] - peaks["sample_index"]
 
@@ -142,7 +142,7 @@ def test_clusters_whose_cores_have_a_wide_gap_stay_apart(n_first, score, is_apar
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1, 2, 3], [n_first, 100, 15, 15])
     waveforms, channels = make_spikes(rng, 10 * SMALL * pulse(), len(labels), channel=1)
-    clusters = _Clusters(waveforms, channels, labels, NEIGHBORHOODS, LOCATIONS_UM, THRESHOLD, 0)
+    clusters = _Clusters(waveforms, channels, labels, NEIGHBORHOODS, THRESHOLD, 0)
     clusters.keep_apart({(0, 1): (score, 0), (2, 3): (1.0, 0)})
     clusters.merge(2, 0, 0)
     clusters.merge(1, 3, 0)
@@ -198,7 +198,7 @@ def test_clusters_far_apart_are_not_compared():
     waveforms = (10 * pulse() + rng.normal(size=(200, 1, N_SAMPLES))).astype("float16")
     peaks = np.zeros(200, dtype=base_peak_dtype)
     peaks["channel_index"] = labels = np.repeat([0, 1], 100)
-    found, _ = merge_clusters(waveforms, peaks, labels, neighborhoods, locations, 100.0, MODEL_HZ, 0)
+    found, _ = merge_clusters(waveforms, peaks, labels, neighborhoods, 100.0, MODEL_HZ, 0)
     assert np.array_equal(found, labels)
 
 
