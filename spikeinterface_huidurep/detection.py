@@ -17,6 +17,8 @@ MIN_POSITIVE_RATIO = 1.5  # of a positive peak to the troughs around it, for the
 PROTOTYPE_MS_BEFORE, PROTOTYPE_MS_AFTER = 0.6, 1.2
 PROTOTYPE_SLICES, PROTOTYPE_SLICE_S = 40, 1.0  # of the recording, to learn the prototype from
 MAX_PROTOTYPE_PEAKS, MIN_PROTOTYPE_PEAKS = 5000, 20
+NOISE_CHUNKS, NOISE_CHUNK_S = 20, 0.5  # to measure the noise behind the filter on
+FULL_CHUNK_CHANNELS = 64  # with more, chunks are shorter: filtered copies of all of them are held in memory
 
 
 def detect_spikes(traces, params, job_kwargs, examples=None):
@@ -82,7 +84,7 @@ def detect_peaks_of_sign(traces, peak_sign, params, job_kwargs, examples=None):
         radius_um=params.detection_radius_um,
         prototype=prototype,
         ms_before=PROTOTYPE_MS_BEFORE,
-        random_chunk_kwargs=dict(num_chunks_per_segment=20, seed=params.seed),
+        random_chunk_kwargs=choose_noise_chunks(traces, params.seed),
     )
     peaks = detect_peaks(traces, method="matched_filtering", method_kwargs=method_kwargs, job_kwargs=job_kwargs)
     peaks = peaks[[name for name, _ in base_peak_dtype]].astype(base_peak_dtype)  # without what matched filtering adds
@@ -187,6 +189,17 @@ def _random_slices(traces, seed):
         for start in rng.integers(0, sizes[segment_index] - slice_size, n_slices, endpoint=True):
             slices.add((int(segment_index), int(start), int(start + slice_size)))
     return sorted(slices)
+
+
+def choose_noise_chunks(traces, seed):
+    """
+    Arguments of `spikeinterface.core.get_random_data_chunks`, dict.
+
+    They give no more values for many channels and segments than for FULL_CHUNK_CHANNELS and one.
+    """
+    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
+    n_chunks = max(1, NOISE_CHUNKS // traces.get_num_segments())
+    return dict(num_chunks_per_segment=n_chunks, chunk_duration=share * NOISE_CHUNK_S, seed=seed)
 
 
 def _learn_prototype(traces, peaks, peak_sign, seed, job_kwargs):

@@ -3,10 +3,16 @@
 import numpy as np
 import pytest
 from probeinterface import generate_linear_probe
-from spikeinterface.core import NumpyRecording
+from spikeinterface.core import NumpyRecording, generate_recording, get_random_data_chunks
 from spikeinterface.core.base import base_peak_dtype
 
-from spikeinterface_huidurep.detection import MIN_POSITIVE_RATIO, detect_spikes, find_pairs, join_signs
+from spikeinterface_huidurep.detection import (
+    MIN_POSITIVE_RATIO,
+    choose_noise_chunks,
+    detect_spikes,
+    find_pairs,
+    join_signs,
+)
 from spikeinterface_huidurep.params import SorterParams
 
 SAMPLING_FREQUENCY = 30_000.0
@@ -94,3 +100,15 @@ def test_units_of_both_signs_are_found(two_signs, peak_sign, n_found):
         signs = np.sign(peaks["amplitude"][peaks["channel_index"] == channel])
         if wanted:
             assert np.mean(signs == (1 if channel == 6 or peak_sign == "pos" else -1)) > 0.98
+
+
+def test_noise_of_many_channels_is_measured_on_no_more_values_than_that_of_few():
+    n_values = {}
+    for n_channels, durations in ((4, [20.0]), (64, [20.0]), (384, [20.0]), (64, [5.0] * 8)):
+        recording = generate_recording(n_channels, SAMPLING_FREQUENCY, durations, set_probe=False)
+        chunks = get_random_data_chunks(recording, **choose_noise_chunks(recording, seed=0))
+        n_values[n_channels, len(durations)] = chunks.size
+    assert n_values[4, 1] == 4 * 10 * SAMPLING_FREQUENCY
+    assert n_values[64, 1] == 64 * 10 * SAMPLING_FREQUENCY
+    assert n_values[384, 1] == n_values[64, 1]
+    assert n_values[64, 8] <= n_values[64, 1]
