@@ -27,8 +27,7 @@ N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions
 MAX_PARTS, N_STARTS = 6, 5
 N_SHARPENINGS = 4
 MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that it is a neuron
-MIN_RARE_SPIKES = 40  # of a smaller part; the largest of fewer collisions may be alike by chance
-MAX_RARE_SPREAD = 1.02  # times that of the larger part
+RARE_NEURONS = ((20, 1.1, 4.6), (40, 1.02, 0.0), (100, 1.08, 4.4))  # spikes, times the others' spread, SD from them
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
@@ -134,7 +133,8 @@ def is_neuron(vectors, is_part):
     """
     Whether a part beside a larger one may be a neuron.
 
-    Many spikes may. Fewer must be as alike as those of the larger part, which collisions are not.
+    Many spikes may. Fewer must be about as alike as those of the larger part, which collisions are not, and the farther
+    away the fewer and the less alike they are: at least as many, as alike and as far as one of RARE_NEURONS.
 
     Parameters
     ----------
@@ -149,9 +149,14 @@ def is_neuron(vectors, is_part):
     n_part, share = is_part.sum(), is_part.mean()
     if share >= MIN_SHARE:
         return n_part >= MIN_SPIKES
-    if n_part < MIN_RARE_SPIKES:
+    if n_part < min(n_spikes for n_spikes, _, _ in RARE_NEURONS):
         return False
-    return measure_spread(vectors[is_part]) <= MAX_RARE_SPREAD * measure_spread(vectors[~is_part])
+    spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
+    distance = separation(*project_on_difference(vectors[is_part], vectors[~is_part]))
+    return any(
+        n_part >= n_spikes and spread <= max_spread and distance >= min_distance
+        for n_spikes, max_spread, min_distance in RARE_NEURONS
+    )
 
 
 def sharpen_part(vectors, is_part):

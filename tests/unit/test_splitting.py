@@ -11,8 +11,8 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
-    MIN_RARE_SPIKES,
     MIN_SEPARATION,
+    RARE_NEURONS,
     find_compact_parts,
     find_variation,
     is_neuron,
@@ -150,8 +150,8 @@ def test_few_spikes_are_one_part(n_spikes, n_parts):
     [
         (200, MIN_SPIKES - 5, 1),
         (200, MIN_SPIKES + 5, 2),
-        (2000, MIN_RARE_SPIKES - 5, 1),
-        (2000, MIN_RARE_SPIKES + 10, 2),
+        (2000, MIN_SPIKES - 5, 1),
+        (2000, MIN_SPIKES + 5, 2),
     ],
 )
 def test_a_few_spikes_that_are_alike_are_a_neuron(n_spikes, n_other, n_parts):
@@ -221,33 +221,37 @@ def test_other_parts_are_left_alone():
 
 def test_a_part_that_shrinks_below_a_neuron_goes_to_the_largest():
     rng = np.random.default_rng(0)
-    vectors, truth = make_two_parts(rng, 1000, MIN_SPIKES - 5)
+    vectors, truth = make_two_parts(rng, 1000, 15)
     found_at_first = truth | (rng.random(1000) < 0.02)
     assert not sharpen_parts(vectors, found_at_first.astype("int64")).any()
 
 
-def judge_small_part(is_part, spread=1.0):
+def judge_small_part(n_part, spread, distance, n_spikes=2000):
+    """Of a part whose spikes are `spread` times as spread as the others, and `distance` SD from them."""
     rng = np.random.default_rng(0)
-    vectors = rng.normal(size=(len(is_part), 1000)) * np.where(is_part, spread, 1)[:, None]
+    is_part = rng.permutation(np.arange(n_spikes) < n_part)
+    vectors = rng.normal(size=(n_spikes, 1000)) * np.where(is_part, np.sqrt(spread), 1)[:, None]
+    vectors[:, 0] += distance * is_part
     return is_neuron(vectors.astype("float32"), is_part)
 
 
-def make_small_part(n_part, n_spikes=2000):
-    return np.random.default_rng(0).permutation(np.arange(n_spikes) < n_part)
+@pytest.mark.parametrize(("n_part", "spread", "distance"), RARE_NEURONS)
+def test_a_small_part_has_to_show_that_it_is_a_neuron(n_part, spread, distance):
+    enough = n_part + 1, spread - 0.03, distance + 4.0  # the noise of the mean makes it seem less
+    assert judge_small_part(*enough)
+    assert not judge_small_part(19, *enough[1:])
+    assert not judge_small_part(enough[0], 1.12, enough[2])
+    assert judge_small_part(*enough[:2], 0.0) == (distance == 0)
 
 
-@pytest.mark.parametrize("n_part, expected", [(MIN_RARE_SPIKES - 1, False), (MIN_RARE_SPIKES, True), (199, True)])
-def test_a_small_part_needs_spikes(n_part, expected):
-    assert judge_small_part(make_small_part(n_part)) == expected
-
-
-@pytest.mark.parametrize("spread, expected", [(0.9, True), (1.0, True), (1.04, False)])
-def test_the_spikes_of_a_small_part_are_alike(spread, expected):
-    assert judge_small_part(make_small_part(100), spread) == expected
+def test_the_farther_away_a_small_part_is_the_fewer_and_the_more_spread_its_spikes_may_be():
+    assert [judge_small_part(n_part, 1.0, 2.0) for n_part in (30, 45)] == [False, True]
+    assert [judge_small_part(n_part, 1.0, 9.0) for n_part in (19, 30)] == [False, True]
+    assert [judge_small_part(60, 1.05, distance) for distance in (2.0, 9.0)] == [False, True]
 
 
 def test_a_large_part_may_vary():
-    assert judge_small_part(np.arange(1000) < 200, spread=1.2)
+    assert judge_small_part(200, 1.4, 0.0, n_spikes=1000)
 
 
 @pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False)])
