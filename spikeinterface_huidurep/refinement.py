@@ -36,6 +36,7 @@ MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templat
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
+MAX_SEPARATION = 3.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
@@ -210,7 +211,8 @@ def align_unit(residuals, rows, unit_index, n_made_of):
         `spike[:, k + lag]` is like the others.
     gain : float
         By how much the mean of the aligned spikes fits them better than the template fitted them, without what chance
-        would give: log-likelihood in white noise of SD 1, mean over spikes.
+        would give: log-likelihood in white noise of SD 1, median over spikes, since of a weak unit many may be what a
+        large neuron with a bad template leaves.
     """
     left = residuals.read(rows, unit_index)
     spikes = left + residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
@@ -221,7 +223,7 @@ def align_unit(residuals, rows, unit_index, n_made_of):
         aligned = shift_each(spikes, lags)
     inner = slice(max(LAGS), left.shape[2] - max(LAGS))
     left, aligned = left[:, :, inner], aligned[:, :, inner]
-    before, after = (np.mean(np.sum(part**2, axis=(1, 2))) for part in (left, aligned - aligned.mean(axis=0)))
+    before, after = (np.median(np.sum(part**2, axis=(1, 2))) for part in (left, aligned - aligned.mean(axis=0)))
     by_chance = after * (1 / len(rows) + 1 / n_made_of)
     return lags, 0.5 * (before - after - by_chance)
 
@@ -313,7 +315,7 @@ def _score_units(residuals, units, members, sizes, made_of):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    return score_pair(*vectors, sizes[units]), lag
+    return score_pair(*vectors, sizes[units], MAX_SEPARATION), lag
 
 
 def compare_templates(first, second, noise_of_means):
