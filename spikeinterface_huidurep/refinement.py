@@ -36,7 +36,7 @@ MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templat
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
-MAX_SEPARATION = 3.0  # SD; the halves of one Gaussian are 2.7 apart, and few spikes are too few for the dip test
+MAX_SEPARATION = 3.0  # SD; the halves of one Gaussian are 2.7 apart; linking joins those that drift has parted more
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
@@ -211,8 +211,8 @@ def align_unit(residuals, rows, unit_index, n_made_of):
         `spike[:, k + lag]` is like the others.
     gain : float
         By how much the mean of the aligned spikes fits them better than the template fitted them, without what chance
-        would give: log-likelihood in white noise of SD 1, median over spikes, since of a weak unit many may be what a
-        large neuron with a bad template leaves.
+        would give: log-likelihood in white noise of SD 1, mean over spikes. 0 if most of them lose: the others are what
+        a larger neuron leaves.
     """
     left = residuals.read(rows, unit_index)
     spikes = left + residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
@@ -223,9 +223,10 @@ def align_unit(residuals, rows, unit_index, n_made_of):
         aligned = shift_each(spikes, lags)
     inner = slice(max(LAGS), left.shape[2] - max(LAGS))
     left, aligned = left[:, :, inner], aligned[:, :, inner]
-    before, after = (np.median(np.sum(part**2, axis=(1, 2))) for part in (left, aligned - aligned.mean(axis=0)))
-    by_chance = after * (1 / len(rows) + 1 / n_made_of)
-    return lags, 0.5 * (before - after - by_chance)
+    before, after = (np.sum(part**2, axis=(1, 2)) for part in (left, aligned - aligned.mean(axis=0)))
+    by_chance = after.mean() * (1 / len(rows) + 1 / n_made_of)
+    gains = 0.5 * (before - after - by_chance)
+    return lags, gains.mean() if np.median(gains) > 0 else 0.0
 
 
 def find_larger_spikes(residuals, rows, unit_index):
@@ -265,9 +266,9 @@ def _collect_peaks(groups, sorting, main_channels):
     return peaks, labels
 
 
-def find_same_units(residuals, members, sizes, made_of, threshold):
+def find_same_units(residuals, members, sizes, made_of, threshold, max_separation=MAX_SEPARATION):
     """
-    Pairs of units that are one neuron: templates alike, and no gap between their spikes.
+    Pairs of units that are one neuron: templates alike, and their spikes hardly apart and without a gap.
 
     Parameters
     ----------
@@ -279,6 +280,9 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
     made_of : np.ndarray, float, shape (n_units,)
         Number of detected spikes that each template was made of.
     threshold : float
+        Dip score from which on there is a gap between two neurons.
+    max_separation : float
+        Distance of the spikes of two units in SD, from which on they are not joined: few spikes do not show a gap.
 
     Returns
     -------
@@ -292,13 +296,13 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
-                score, lag = _score_units(residuals, [first, second], members, sizes, made_of)
+                score, lag = _score_units(residuals, [first, second], members, sizes, made_of, max_separation)
                 if score < threshold:
                     pairs.append((score, first, int(second), lag))
     return [pair[1:] for pair in sorted(pairs)]
 
 
-def _score_units(residuals, units, members, sizes, made_of):
+def _score_units(residuals, units, members, sizes, made_of, max_separation):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
     templates = [residuals.waveforms[unit].T for unit in units]
     noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
@@ -315,7 +319,7 @@ def _score_units(residuals, units, members, sizes, made_of):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    return score_pair(*vectors, sizes[units], MAX_SEPARATION), lag
+    return score_pair(*vectors, sizes[units], max_separation), lag
 
 
 def compare_templates(first, second, noise_of_means):
