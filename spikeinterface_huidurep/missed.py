@@ -4,7 +4,8 @@ Neurons that were missed, found among the peaks that no template explains.
 A neuron that fires rarely has few spikes on each channel, and these are lost among those of others. With the spikes
 found taken away they are many of those that are left. So the peaks of neighbouring channels are clustered together, and
 by mixtures that need few spikes. Two kinds of clusters are none: those no larger than what the threshold picks out of
-noise, and those of spikes less alike than noise makes them, collisions that matching did not resolve.
+noise, and those of spikes less alike than the spikes of units are, collisions that matching did not resolve. Both are
+judged by the noise at the times of their spikes.
 """
 
 import numpy as np
@@ -13,15 +14,17 @@ from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.matching import keep_frequent_units
-from spikeinterface_huidurep.merging import merge_clusters
+from spikeinterface_huidurep.merging import merge_clusters, thin
 from spikeinterface_huidurep.residuals import cut_out, read_waveforms, take_away
-from spikeinterface_huidurep.splitting import MAX_SPREAD, measure_spread
+from spikeinterface_huidurep.splitting import measure_spread
 
 EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
 POOL_RADIUS_UM = 60.0  # on channels that close a small spike is detected now here, now there
 MIN_SPIKES = 20
 MIN_NORM = 5.7  # noise SD; the threshold makes clusters of up to 5.5 out of noise
+MAX_SPREAD = 1.04  # times that of the spikes of units
+MAX_COMPARED_UNITS, MAX_COMPARED_SPIKES = 20, 500  # of each, whose spread is measured
 N_STARTS = 3  # of each mixture
 
 
@@ -74,7 +77,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         n_starts=N_STARTS,
     )
     vectors = cut_out(rest, peaks, neighborhoods, folder / "left", job_kwargs)
-    labels = keep_neurons(vectors, peaks["channel_index"], labels, residuals)
+    labels = keep_neurons(vectors, peaks, labels, residuals, MAX_SPREAD * measure_spread_of_units(sorting, residuals))
     labels, peaks = merge_clusters(
         waveforms,
         peaks,
@@ -137,7 +140,7 @@ def pool_channels(channels, locations_um):
     return centres
 
 
-def keep_neurons(vectors, channels, labels, residuals):
+def keep_neurons(vectors, peaks, labels, residuals, max_spread):
     """
     Take the label from clusters of noise and of collisions.
 
@@ -145,26 +148,71 @@ def keep_neurons(vectors, channels, labels, residuals):
     ----------
     vectors : np.ndarray, float32, shape (n_peaks, n_samples, n_neighbors)
         See `residuals.cut_out`.
-    channels : np.ndarray, int64, shape (n_peaks,)
-        The same for all peaks of a cluster.
+    peaks : np.ndarray, structured, shape (n_peaks,)
+        Those of one cluster are of one channel.
     labels : np.ndarray, int64, shape (n_peaks,)
         -1 where a peak has no cluster.
     residuals : Residuals
+    max_spread : float
+        Of the spikes of a neuron, see `measure_spread_of_units`.
 
     Returns
     -------
     labels : np.ndarray, int64, shape (n_peaks,)
     """
-    unit_ids = np.unique(labels[labels >= 0])
-    norms, spreads = np.zeros(len(unit_ids)), np.zeros(len(unit_ids))
-    for index, unit_id in enumerate(unit_ids):
-        rows = np.flatnonzero(labels == unit_id)
-        neighbors = residuals.neighborhoods.find_neighbors(channels[rows[0]])
-        waveforms = read_waveforms(vectors, rows, len(neighbors)).reshape(len(rows), -1)
-        white = waveforms @ residuals.noise.make_whitener(neighbors, vectors.shape[1])
-        norms[index], spreads[index] = measure_norm(white), measure_spread(white) / white.shape[1]
-    is_neuron = (norms >= MIN_NORM) & (spreads <= MAX_SPREAD * np.min(spreads, initial=np.inf))
-    return np.where(np.isin(labels, unit_ids[is_neuron]), labels, -1)
+    kept = []
+    for label in np.unique(labels[labels >= 0]):
+        rows = np.flatnonzero(labels == label)
+        neighbors = residuals.neighborhoods.find_neighbors(peaks["channel_index"][rows[0]])
+        white = whiten(read_waveforms(vectors, rows, len(neighbors)), peaks[rows], neighbors, residuals.noise)
+        if measure_norm(white) >= MIN_NORM and measure_spread(white) <= max_spread * white.shape[1]:
+            kept.append(label)
+    return np.where(np.isin(labels, kept), labels, -1)
+
+
+def measure_spread_of_units(sorting, residuals):
+    """
+    How unlike the spikes of a unit are, of every dimension of whitened waveforms: median over units.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    residuals : Residuals
+        Of its spikes.
+
+    Returns
+    -------
+    spread : float
+        See `splitting.measure_spread`. 0 where no unit has two spikes.
+    """
+    spikes = sorting.to_spike_vector()
+    spreads = []
+    for unit_index in thin(np.arange(len(sorting.unit_ids)), MAX_COMPARED_UNITS):
+        rows = thin(np.flatnonzero(spikes["unit_index"] == unit_index), MAX_COMPARED_SPIKES)
+        if len(rows) >= 2:
+            channels = residuals.find_channels(unit_index)
+            white = whiten(residuals.read(rows, unit_index), spikes[rows], channels, residuals.noise)
+            spreads.append(measure_spread(white) / white.shape[1])
+    return float(np.median(spreads)) if spreads else 0.0
+
+
+def whiten(waveforms, spikes, channels, noise):
+    """
+    Waveforms in which the noise is white, and as large at all times.
+
+    Parameters
+    ----------
+    waveforms : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
+    spikes : np.ndarray, structured (sample_index, segment_index, ...), shape (n_spikes,)
+    channels : np.ndarray, int, shape (n_channels,)
+    noise : noise.Noise
+
+    Returns
+    -------
+    vectors : np.ndarray, float, shape (n_spikes, n_channels * n_samples)
+    """
+    vectors = waveforms.reshape(len(waveforms), -1) @ noise.make_whitener(channels, waveforms.shape[2])
+    return vectors / noise.measure_levels(spikes["sample_index"], spikes["segment_index"], channels)[:, None]
 
 
 def measure_norm(vectors):

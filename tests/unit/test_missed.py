@@ -1,5 +1,7 @@
 """Missed neurons: found among what no template explains; noise and collisions are none."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording
@@ -8,18 +10,19 @@ from spikeinterface.core.base import base_peak_dtype
 from spikeinterface_huidurep.missed import (
     EXPLAINED_MS,
     EXPLAINED_PTP,
+    MAX_SPREAD,
     MIN_NORM,
     MIN_SPIKES,
     find_explained,
     find_missed_units,
     keep_neurons,
     measure_norm,
+    measure_spread_of_units,
     pool_channels,
 )
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.refinement import RefinedUnits
 from spikeinterface_huidurep.residuals import extract_residuals
-from spikeinterface_huidurep.splitting import MAX_SPREAD
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_refinement import make_residuals
@@ -85,22 +88,35 @@ def test_the_norm_of_a_mean_is_without_noise(norm):
 
 @pytest.mark.parametrize(
     "norm, spread, is_kept",
-    [(MIN_NORM + 2, 1.0, True), (MIN_NORM - 2, 1.0, False), (30.0, 1.2 * MAX_SPREAD, False), (30.0, 1.0, True)],
+    [(MIN_NORM + 2, 1.0, True), (MIN_NORM - 2, 1.0, False), (30.0, 1.2, False), (30.0, 1.0, True)],
 )
-def test_a_cluster_must_be_larger_than_noise_and_as_alike(norm, spread, is_kept):
-    """Cluster 3 is tested, 5 is a large one."""
+@pytest.mark.parametrize("level", [1.0, 1.5])
+def test_a_cluster_must_be_larger_than_noise_and_as_alike(norm, spread, level, is_kept, monkeypatch):
+    """Cluster 3 is tested, in noise that is louder than usual or not; 5 is a large one."""
     residuals, _ = make_residuals([np.zeros((2, 140))] * 2, [0, 1])
+    monkeypatch.setattr(type(residuals.noise), "measure_levels", lambda self, samples, *_: 1 + (level - 1) * samples)
     rng = np.random.default_rng(1)
     shape = np.zeros((N_SAMPLES, 2))
     shape[10:40, 0] = 1
     vectors = rng.normal(size=(100, N_SAMPLES, 2)).astype("float32")
-    vectors[:50] = norm * shape / np.linalg.norm(shape) + np.sqrt(spread) * vectors[:50]
+    vectors[:50] = level * (norm * shape / np.linalg.norm(shape) + np.sqrt(spread) * vectors[:50])
     vectors[50:] += 20 * shape
     labels = np.repeat([3, 5], 50)
     labels[[0, 99]] = -1
-    found = keep_neurons(vectors, np.zeros(100, int), labels, residuals)
+    is_loud = np.repeat([1, 0], 50)
+    found = keep_neurons(vectors, make_peaks(is_loud, np.zeros(100, int)), labels, residuals, max_spread=MAX_SPREAD)
     wanted = labels if is_kept else np.where(labels == 3, -1, labels)
     assert found.tolist() == wanted.tolist()
+
+
+@pytest.mark.parametrize("sizes, spread", [([100, 100, 100], 1.0), ([1, 1, 1], 0.0)])
+def test_the_spread_of_units_is_that_of_the_noise_whatever_one_of_them_does(sizes, spread):
+    residuals, members = make_residuals([np.zeros((2, 140))] * 3, [0, 1, 0])
+    residuals.values[members[1]] *= 3
+    rows = np.concatenate([of_unit[:size] for of_unit, size in zip(members, sizes, strict=True)])
+    sorting = make_sorting(1000 + 10 * np.arange(len(rows)), rows // 100)
+    measured = measure_spread_of_units(sorting, replace(residuals, values=residuals.values[rows]))
+    assert measured == pytest.approx(spread, abs=0.1)
 
 
 # --- missed units ---
