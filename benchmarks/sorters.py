@@ -49,8 +49,8 @@ def match_true_templates(recording, sorting, drifts, folder):
     The limit: spikes found by template matching when the mean waveforms of the true units are known.
 
     The traces are preprocessed as huidurep does, but for its motion correction; the matching is SpikeInterface's
-    "wobble". Where neurons drift the means are taken anew in blocks of 30 s, so that what moves within a block is
-    still lost.
+    "wobble". The means are taken anew in each segment, and where neurons drift in blocks of 30 s, so that what moves
+    within a block is still lost.
 
     Parameters
     ----------
@@ -68,16 +68,23 @@ def match_true_templates(recording, sorting, drifts, folder):
     """
     params = SorterParams.from_dict(dict(apply_motion_correction=False))
     traces, _ = preprocess(recording, params, folder, si.get_global_job_kwargs())
-    n_samples = traces.get_num_samples()
+    found = [
+        _match_segment(traces.select_segments(index), si.select_segment_sorting(sorting, index), drifts)
+        for index in range(traces.get_num_segments())
+    ]
+    samples, labels = zip(*found, strict=True)
+    return si.NumpySorting.from_samples_and_labels(samples, labels, sorting.sampling_frequency, sorting.unit_ids)
+
+
+def _match_segment(traces, sorting, drifts):
     n_blocks = max(1, round(traces.get_total_duration() / LIMIT_BLOCK_S)) if drifts else 1
-    edges = np.linspace(0, n_samples, n_blocks + 1).astype(int)
+    edges = np.linspace(0, traces.get_num_samples(), n_blocks + 1).astype(int)
     blocks = [
         _match_block(traces.frame_slice(start, stop), sorting.frame_slice(start, stop))
         for start, stop in zip(edges[:-1], edges[1:], strict=True)
     ]
     samples = np.concatenate([found[0] + start for found, start in zip(blocks, edges[:-1], strict=True)])
-    labels = np.concatenate([found[1] for found in blocks])
-    return si.NumpySorting.from_samples_and_labels([samples], [labels], sorting.sampling_frequency, sorting.unit_ids)
+    return samples, np.concatenate([found[1] for found in blocks])
 
 
 def _match_block(traces, sorting):

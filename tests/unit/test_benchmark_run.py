@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from spikeinterface.core import append_recordings, append_sortings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -53,6 +54,19 @@ def test_runs_are_recorded_and_kept(benchmarks, options, tmp_path):
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
     run.run_all(options)
     assert written == {path: path.stat().st_mtime_ns for path in (tmp_path / "results").iterdir()}
+
+
+def test_the_limit_is_found_in_every_segment(benchmarks, tiny_ground_truth, tmp_path):
+    from sorters import match_true_templates
+
+    recording, truth = tiny_ground_truth
+    recording, truth = append_recordings([recording] * 2), append_sortings([truth] * 2)
+    found = match_true_templates(recording, truth, drifts=False, folder=tmp_path)
+    assert found.get_num_segments() == 2
+    for unit_id in truth.unit_ids:
+        trains = [found.get_unit_spike_train(unit_id, segment_index=index) for index in range(2)]
+        np.testing.assert_array_equal(*trains)
+        assert len(trains[0]) == pytest.approx(len(truth.get_unit_spike_train(unit_id, segment_index=0)), rel=0.2)
 
 
 @pytest.mark.parametrize("there", ["nothing", "facts.json", "unfinished"])
