@@ -177,6 +177,26 @@ def sort_peaks(peaks):
     return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]
 
 
+def choose_noise_chunks(traces, seed):
+    """
+    Where the noise behind the filter is measured.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    seed : int
+
+    Returns
+    -------
+    kwargs : dict
+        For `spikeinterface.core.get_random_data_chunks`. Of many channels or segments it reads no more values than of
+        FULL_CHUNK_CHANNELS in one segment.
+    """
+    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
+    n_chunks = max(1, NOISE_CHUNKS // traces.get_num_segments())
+    return dict(num_chunks_per_segment=n_chunks, chunk_duration=share * NOISE_CHUNK_S, seed=seed)
+
+
 def _random_slices(traces, seed):
     """Slices (segment_index, start, stop); segments shorter than a slice are left out, unless all are."""
     sizes = np.array([traces.get_num_samples(index) for index in range(traces.get_num_segments())])
@@ -189,17 +209,6 @@ def _random_slices(traces, seed):
         for start in rng.integers(0, sizes[segment_index] - slice_size, n_slices, endpoint=True):
             slices.add((int(segment_index), int(start), int(start + slice_size)))
     return sorted(slices)
-
-
-def choose_noise_chunks(traces, seed):
-    """
-    Arguments of `spikeinterface.core.get_random_data_chunks`, dict.
-
-    They give no more values for many channels and segments than for FULL_CHUNK_CHANNELS and one.
-    """
-    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
-    n_chunks = max(1, NOISE_CHUNKS // traces.get_num_segments())
-    return dict(num_chunks_per_segment=n_chunks, chunk_duration=share * NOISE_CHUNK_S, seed=seed)
 
 
 def _learn_prototype(traces, peaks, peak_sign, seed, job_kwargs):

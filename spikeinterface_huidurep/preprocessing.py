@@ -26,9 +26,7 @@ MIN_SEGMENT_MS = 5.0  # the margin of the band-pass filter
 MIN_CHANNELS_FOR_MOTION = 16  # on fewer, drift cannot be told from the neurons' own changes
 MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along the probe
 MIN_DURATION_FOR_MOTION_S = 30.0
-MOTION_SMOOTHING = dict(
-    histogram_depth_smooth_um=3.0, histogram_time_smooth_s=2.0
-)  # few spikes want more than the 1 of both
+MOTION_SMOOTHING = dict(histogram_depth_smooth_um=3.0, histogram_time_smooth_s=2.0)  # 1 of both is for many spikes
 MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 

@@ -36,7 +36,9 @@ MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templat
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
-MAX_SEPARATION = 3.0  # SD; the halves of one Gaussian are 2.7 apart; linking joins those that drift has parted more
+MAX_SEPARATION_OF_ONE = (
+    3.0  # SD; the halves of one Gaussian are 2.7 apart; what drift parts more is linked
+)
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
@@ -266,9 +268,11 @@ def _collect_peaks(groups, sorting, main_channels):
     return peaks, labels
 
 
-def find_same_units(residuals, members, sizes, made_of, threshold, max_separation=MAX_SEPARATION):
+def find_same_units(residuals, members, sizes, made_of, threshold):
     """
     Pairs of units that are one neuron: templates alike, and their spikes hardly apart and without a gap.
+
+    Those of units farther apart may show no gap only because they are few.
 
     Parameters
     ----------
@@ -281,8 +285,6 @@ def find_same_units(residuals, members, sizes, made_of, threshold, max_separatio
         Number of detected spikes that each template was made of.
     threshold : float
         Dip score from which on there is a gap between two neurons.
-    max_separation : float
-        Distance of the spikes of two units in SD, from which on they are not joined: few spikes do not show a gap.
 
     Returns
     -------
@@ -296,13 +298,13 @@ def find_same_units(residuals, members, sizes, made_of, threshold, max_separatio
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
-                score, lag = _score_units(residuals, [first, second], members, sizes, made_of, max_separation)
+                score, lag = _score_units(residuals, [first, second], members, sizes, made_of)
                 if score < threshold:
                     pairs.append((score, first, int(second), lag))
     return [pair[1:] for pair in sorted(pairs)]
 
 
-def _score_units(residuals, units, members, sizes, made_of, max_separation):
+def _score_units(residuals, units, members, sizes, made_of):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
     templates = [residuals.waveforms[unit].T for unit in units]
     noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
@@ -319,7 +321,7 @@ def _score_units(residuals, units, members, sizes, made_of, max_separation):
         left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    return score_pair(*vectors, sizes[units], max_separation), lag
+    return score_pair(*vectors, sizes[units], MAX_SEPARATION_OF_ONE), lag
 
 
 def compare_templates(first, second, noise_of_means):

@@ -13,7 +13,7 @@ from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.refinement import (
     MAX_DIFFERENCE,
-    MAX_SEPARATION,
+    MAX_SEPARATION_OF_ONE,
     MIN_DISTANCE,
     MIN_EXCESS,
     MIN_LARGE_PTP,
@@ -92,8 +92,11 @@ def test_a_template_that_is_wrong_is_made_anew():
 def find_same(residuals, members, sizes=None, made_of=None, compare_spikes=True):
     """Without comparing spikes all pairs are the same whose templates are alike enough for it."""
     sizes = np.array([len(rows) for rows in members] if sizes is None else sizes)
-    limits = (THRESHOLD, MAX_SEPARATION) if compare_spikes else (1e6, np.inf)
-    return find_same_units(residuals, members, sizes, sizes if made_of is None else np.array(made_of), *limits)
+    made_of = sizes if made_of is None else np.array(made_of)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compare_spikes:
+            patch.setattr(refinement, "MAX_SEPARATION_OF_ONE", np.inf)
+        return find_same_units(residuals, members, sizes, made_of, THRESHOLD if compare_spikes else 1e6)
 
 
 def long_pulse(delay=0):
@@ -109,15 +112,15 @@ def test_same_units_are_named_once_the_larger_first(sizes, pair):
     assert find_same(residuals, members, sizes) == [(*pair, 0)]
 
 
-@pytest.mark.parametrize("limit, n_pairs", [(MAX_SEPARATION, 0), (4.0, 1)])
-def test_units_that_are_apart_are_not_joined_for_lack_of_a_gap(limit, n_pairs):
+@pytest.mark.parametrize("limit, n_pairs", [(MAX_SEPARATION_OF_ONE, 0), (4.0, 1)])
+def test_units_that_are_apart_are_not_joined_for_lack_of_a_gap(limit, n_pairs, monkeypatch):
     """Two halves of what fills a line: 3.5 SD apart."""
     residuals, members = make_residuals([SHAPE, SHAPE], [1, 1], n_spikes=300)
     direction = (SHAPE / np.linalg.norm(SHAPE[:, residuals.window]))[:, residuals.window].T
     along = np.sort(np.random.default_rng(2).uniform(-20, 20, len(residuals.values)))
     residuals.values[:] += along[:, None, None] * direction
-    sizes = np.array([300, 300])
-    assert len(find_same_units(residuals, members, sizes, sizes, THRESHOLD, limit)) == n_pairs
+    monkeypatch.setattr(refinement, "MAX_SEPARATION_OF_ONE", limit)
+    assert len(find_same(residuals, members)) == n_pairs
 
 
 @pytest.mark.parametrize("lag", [-7, 4])

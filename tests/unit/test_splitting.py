@@ -244,6 +244,16 @@ def test_a_small_part_has_to_show_that_it_is_a_neuron(n_part, spread, distance):
     assert judge_small_part(*enough[:2], 0.0) == (distance == 0)
 
 
+@pytest.mark.parametrize("n_part, expected", [(39, False), (40, True), (199, True)])
+def test_a_small_part_needs_spikes(n_part, expected):
+    assert judge_small_part(n_part, 1.0, 0.0) == expected
+
+
+@pytest.mark.parametrize("spread, expected", [(0.9**2, True), (1.0, True), (1.04**2, False)])
+def test_the_spikes_of_a_small_part_are_alike(spread, expected):
+    assert judge_small_part(100, spread, 0.0) == expected
+
+
 def test_the_farther_away_a_small_part_is_the_fewer_and_the_more_spread_its_spikes_may_be():
     assert [judge_small_part(n_part, 1.0, 2.0) for n_part in (30, 45)] == [False, True]
     assert [judge_small_part(n_part, 1.0, 9.0) for n_part in (19, 30)] == [False, True]
@@ -251,7 +261,7 @@ def test_the_farther_away_a_small_part_is_the_fewer_and_the_more_spread_its_spik
 
 
 def test_a_large_part_may_vary():
-    assert judge_small_part(200, 1.4, 0.0, n_spikes=1000)
+    assert judge_small_part(200, 1.2**2, 0.0, n_spikes=1000)
 
 
 @pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False)])
