@@ -36,9 +36,7 @@ MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templat
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
-MAX_SEPARATION_OF_ONE = (
-    3.0  # SD; the halves of one Gaussian are 2.7 apart; what drift parts more is linked
-)
+MAX_SEPARATION_OF_ONE = 3.0  # SD; the halves of one Gaussian are 2.7 apart; what drift parts more is linked
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
