@@ -174,6 +174,7 @@ def select_spikes(peaks, params):
 
 
 def sort_peaks(peaks):
+    """Peaks, structured (n_peaks,), by segment, sample and channel."""
     return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]
 
 
