@@ -8,8 +8,8 @@ are also linked when they fire together, but hardly ever one within the refracto
 nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-The pair with the closest templates goes first, and the times of linked units are taken together: a neuron that is
-complete links to nothing.
+Units whose templates differ more than those of most fragments may hardly coincide. The pair with the closest templates
+goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
 """
 
 import numpy as np
@@ -34,6 +34,8 @@ AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what cha
 MAX_REFRACTORY = 0.3  # share of what chance would give
 MAX_PROBABILITY = 1e-4  # that chance gave as few
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
+MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more; such fragments may hardly coincide
+MAX_COINCIDENCE_OF_APART = 0.2
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
 
 
@@ -85,14 +87,15 @@ def are_fragments(first_s, second_s, difference, duration_s):
     return (
         coincidence(first_s, second_s, duration_s) < limit_coincidence(difference)
         or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(first_s, second_s, duration_s))
-        or respect_refractory_period(first_s, second_s, max_probability)
+        or (difference <= MAX_DIFFERENCE and respect_refractory_period(first_s, second_s, max_probability))
     )
 
 
 def limit_coincidence(difference):
     """Coincidence below which two units are linked whose templates differ by this share of the energy."""
-    limits = MAX_COINCIDENCE_OF_SAME, MAX_COINCIDENCE
-    return float(np.interp(difference, (0, MAX_DIFFERENCE_OF_LIKE), limits))
+    differences = 0, MAX_DIFFERENCE_OF_LIKE, MAX_DIFFERENCE, MAX_DIFFERENCE_OF_APART
+    limits = MAX_COINCIDENCE_OF_SAME, MAX_COINCIDENCE, MAX_COINCIDENCE, MAX_COINCIDENCE_OF_APART
+    return float(np.interp(difference, differences, limits))
 
 
 def find_alike_templates(templates):
@@ -106,7 +109,7 @@ def find_alike_templates(templates):
         for second in first + 1 + np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             _, difference = find_lag(waveforms[first], waveforms[second])
             share = difference / max(energies[first], energies[second])
-            if share <= MAX_DIFFERENCE:
+            if share <= MAX_DIFFERENCE_OF_APART:
                 pairs.append((share, first, int(second)))
     return pairs
 

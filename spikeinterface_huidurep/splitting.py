@@ -29,6 +29,8 @@ N_SHARPENINGS = 4
 MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that it is a neuron
 RARE_NEURONS = ((20, 1.1, 4.6), (40, 1.02, 0.0), (100, 1.08, 4.4))  # spikes, times the others' spread, SD from them
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
+MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
+MIN_FAR_SPIKES = 60  # few are far away by chance
 N_AROUND = 30  # spikes whose mean is what drift has made of the template
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
@@ -72,7 +74,9 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
 
 def find_compact_parts(vectors, parts, counts):
     """
-    Parts that may be neurons: those that are no more spread than the largest. Collisions are.
+    Parts that may be neurons: those that are no more spread than the largest, or far away from it.
+
+    Collisions are more spread, and around the mean of the others.
 
     Parameters
     ----------
@@ -88,8 +92,19 @@ def find_compact_parts(vectors, parts, counts):
     frequent = np.flatnonzero(counts >= MIN_SPIKES)
     if len(frequent) == 0:
         return frequent
-    spreads = np.array([measure_spread(vectors[parts == part]) for part in frequent])
-    return frequent[spreads <= MAX_SPREAD * spreads[counts[frequent].argmax()]]
+    members = [vectors[parts == part] for part in frequent]
+    largest = counts[frequent].argmax()
+    spreads = np.array([measure_spread(vectors_of_part) for vectors_of_part in members])
+    is_compact = spreads <= MAX_SPREAD * spreads[largest]
+    for index in np.flatnonzero(~is_compact & (spreads <= MAX_SPREAD_OF_FAR * spreads[largest])):
+        is_compact[index] = is_far(members[index], members[largest])
+    return frequent[is_compact]
+
+
+def is_far(vectors, others):
+    """Whether a part that is no small one is farther from the largest than collisions of its spikes are."""
+    is_small = len(vectors) < max(MIN_FAR_SPIKES, MIN_SHARE * (len(vectors) + len(others)))
+    return not is_small and separation(*project_on_difference(vectors, others)) > MAX_SEPARATION
 
 
 def measure_spread(vectors):

@@ -9,8 +9,10 @@ from spikeinterface.core import NumpySorting
 from spikeinterface_huidurep.linking import (
     MAX_BINS,
     MAX_COINCIDENCE,
+    MAX_COINCIDENCE_OF_APART,
     MAX_COINCIDENCE_OF_SAME,
     MAX_DIFFERENCE,
+    MAX_DIFFERENCE_OF_APART,
     MAX_DIFFERENCE_OF_LIKE,
     MIN_BIN_S,
     MIN_BINS,
@@ -99,6 +101,7 @@ def test_independent_neurons_coincide_as_chance_has_it(n_first, n_second):
         (MAX_DIFFERENCE_OF_LIKE / 2, (MAX_COINCIDENCE_OF_SAME + MAX_COINCIDENCE) / 2),
         (MAX_DIFFERENCE_OF_LIKE, MAX_COINCIDENCE),
         (MAX_DIFFERENCE, MAX_COINCIDENCE),
+        (MAX_DIFFERENCE_OF_APART, MAX_COINCIDENCE_OF_APART),
     ],
 )
 def test_the_closer_two_templates_the_more_they_may_overlap(difference, limit):
@@ -299,7 +302,25 @@ def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
     assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [0, 1, 1]
 
 
-@pytest.mark.parametrize("other", [(-10, 3, 0), (10, 8, 0), (3, 3, 0)])
+FAR_APART = [(10, 3, 0), (3, 3, 0)]  # these differ by half of the energy
+
+
+@pytest.mark.parametrize("n_together, n_neurons", [(0, 1), (120, 2)])
+def test_fragments_that_are_far_apart_may_hardly_coincide(n_together, n_neurons):
+    first, second = fire(300, 0, 0.5), np.r_[fire(n_together, 0, 0.5), fire(300, 0.5, 1)]
+    assert coincidence(first, second, DURATION_S) < MAX_COINCIDENCE
+    neurons = link_fragments(make_trains(first, second), make_units(*FAR_APART), [DURATION_S])
+    assert len(set(neurons.tolist())) == n_neurons
+
+
+def test_neurons_that_are_far_apart_are_two_though_they_respect_a_refractory_period():
+    train = fire_at_random(0, 10_000, DURATION_S)
+    sorting = make_trains(train[::2], train[1::2])
+    assert respect_refractory_period(train[::2], train[1::2])
+    assert link_fragments(sorting, make_units(*FAR_APART), [DURATION_S]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("other", [(-10, 3, 0), (10, 8, 0), (2, 3, 0)])
 def test_neurons_that_are_not_alike_are_two_whenever_they_fire(other):
     sorting = make_trains(fire(200, 0, 0.5), fire(300, 0.5, 1))
     assert link_fragments(sorting, make_units((10, 3, 0), other), [DURATION_S]).tolist() == [0, 1]
@@ -309,7 +330,7 @@ def test_what_a_template_has_at_its_ends_counts():
     """Waveforms that are alike at the peak and not well before it."""
     array = make_units((10, 3, 0), (10, 3, 0)).get_dense_templates().copy()
     assert len(find_alike_templates(make_templates(array, nbefore=40))) == 1
-    array[1, 18:28, 3] -= 10
+    array[1, 18:28, 3] -= 12
     assert find_alike_templates(make_templates(array, nbefore=40)) == []
 
 

@@ -11,6 +11,7 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
+    MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
     find_compact_parts,
@@ -264,13 +265,31 @@ def test_a_large_part_may_vary():
     assert judge_small_part(200, 1.2**2, 0.0, n_spikes=1000)
 
 
-@pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False)])
-def test_parts_that_are_more_spread_than_the_largest_are_not_compact(spread, is_compact):
+def find_part_beside_larger_one(n_part, spread, distance, n_others=200):
+    """Whether it is found: n_part vectors, more spread than the others (a ratio of squares), `distance` SD away."""
     rng = np.random.default_rng(0)
-    parts = (np.arange(300) < 100).astype("int64")
-    vectors = rng.normal(size=(300, 200)) * np.where(parts, spread, 1)[:, None] + 5 * parts[:, None]
-    found = find_compact_parts(vectors.astype("float32"), parts, np.bincount(parts))
-    assert found.tolist() == ([0, 1] if is_compact else [0])
+    parts = (np.arange(n_part + n_others) < n_part).astype("int64")
+    vectors = rng.normal(size=(len(parts), 200)) * np.where(parts, np.sqrt(spread), 1)[:, None]
+    vectors[:, 0] += distance * parts
+    found = find_compact_parts(vectors.astype("float32"), parts, np.bincount(parts)).tolist()
+    assert found in ([0], [0, 1])
+    return found == [0, 1]
+
+
+@pytest.mark.parametrize("spread, is_compact", [(0.8, True), (1.0, True), (1.2, False), (1.5, False)])
+def test_parts_that_are_more_spread_than_the_largest_are_not_compact(spread, is_compact):
+    assert find_part_beside_larger_one(100, spread, distance=0.0) == is_compact
+
+
+@pytest.mark.parametrize("spread, distance, is_neuron", [(1.5, 8.0, True), (1.5, 2.0, False), (1.75, 8.0, False)])
+def test_parts_far_from_the_largest_may_be_more_spread(spread, distance, is_neuron):
+    assert find_part_beside_larger_one(100, spread, distance) == is_neuron
+
+
+@pytest.mark.parametrize("n_part, n_others", [(MIN_FAR_SPIKES - 1, 200), (100, 1000)])
+def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, n_others):
+    assert not find_part_beside_larger_one(n_part, 1.5, 8.0, n_others)
+    assert find_part_beside_larger_one(n_part, 1.0, 8.0, n_others)
 
 
 def test_parts_without_enough_spikes_are_not_compact():
