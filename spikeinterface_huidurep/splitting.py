@@ -31,7 +31,7 @@ RARE_NEURONS = ((20, 1.1, 4.6), (40, 1.02, 0.0), (100, 1.08, 4.4))  # spikes, ti
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
 MIN_FAR_SPIKES = 60  # few are far away by chance
-N_AROUND = 30  # spikes whose mean is what drift has made of the template
+N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
@@ -60,7 +60,7 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
     if n_spikes < 2 * MIN_SPIKES:
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
-    vectors = remove_running_mean(vectors, N_AROUND)
+    vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
