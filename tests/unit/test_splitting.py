@@ -128,6 +128,17 @@ def test_two_neurons_that_drift_are_told_apart(n_spikes):
     assert measure_purity(parts, truth) > 0.97
 
 
+@pytest.mark.parametrize("n_in_burst", [1, 5, 15])
+def test_a_neuron_that_fires_in_bursts_is_told_apart(n_in_burst):
+    """Its bursts are not taken for drift."""
+    rng = np.random.default_rng(0)
+    is_burst = np.arange(450 // n_in_burst) < 105 // n_in_burst
+    truth = np.repeat(rng.permutation(is_burst), n_in_burst).astype("int64")
+    parts = split(mix(truth, 0.4), rng)
+    assert parts.max() == 1
+    assert measure_purity(parts, truth) > 0.97
+
+
 def test_three_neurons_are_told_apart():
     rng = np.random.default_rng(0)
     truth = rng.integers(0, 3, 600)
