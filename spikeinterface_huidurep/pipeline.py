@@ -157,9 +157,10 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
     templates = templates.select_units(sorting.unit_ids)
-    around = clusters.neighborhoods.make_sparsity_mask()[find_main_channels(templates, params.peak_sign)]
+    main_channels = find_main_channels(templates, clusters.neighborhoods, params.peak_sign)
+    around = clusters.neighborhoods.make_sparsity_mask()[main_channels]
     sorting, posteriors = align_spikes(sorting, posteriors, filtered, around, params, job_kwargs)
-    describe_units(sorting, templates, posteriors, params.peak_sign)
+    describe_units(sorting, templates, posteriors, main_channels)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors
 

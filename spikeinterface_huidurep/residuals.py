@@ -15,6 +15,7 @@ from spikeinterface.core import ms_to_samples
 from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
+from spikeinterface.core.template_tools import get_template_amplitudes
 
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
@@ -26,6 +27,7 @@ PLACES = np.array([-1, 0, 1])  # samples from where matching put a spike
 NOISE_SIZE = 4.5  # noise SD; in minutes noise is hardly ever as much like a template
 MAX_DEFICIT = 2.0  # noise SD; hardly any spike is smaller than its template by more
 MIN_MEDIAN_SIZE = 5.25  # SD of noise at their times; of the spikes of a unit that are larger; of noise it is less
+MIN_SHARE_AROUND = 0.5  # of the energy that the best neighbourhood has, around the main channel of a template
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -110,7 +112,7 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     residuals : Residuals
     """
     explained = take_away(traces, sorting, templates)
-    main_channels = find_main_channels(templates, peak_sign)
+    main_channels = find_main_channels(templates, neighborhoods, peak_sign)
     spikes = sorting.to_spike_vector()
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
     peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
@@ -322,6 +324,23 @@ def count_samples(sampling_frequency):
     return tuple(ms_to_samples(ms, sampling_frequency) for ms in (MS_BEFORE, MS_AFTER))
 
 
-def find_main_channels(templates, peak_sign):
-    """Index of the channel with the largest extremum of each template, shape (n_units,)."""
-    return templates.get_main_channels(peak_sign=peak_sign, outputs="index", with_dict=False)
+def find_main_channels(templates, neighborhoods, peak_sign):
+    """
+    Index of the channel with the largest extremum of each template, of those that have most of it around them.
+
+    A template that is small on each of many channels may have its extremum away from all others.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+    neighborhoods : Neighborhoods
+    peak_sign : "neg" | "pos" | "both"
+
+    Returns
+    -------
+    main_channels : np.ndarray, int64, shape (n_units,)
+    """
+    amplitudes = np.stack(list(get_template_amplitudes(templates, peak_sign, "extremum").values()))
+    energies_around = np.sum(templates.get_dense_templates() ** 2, axis=1) @ neighborhoods.make_sparsity_mask().T
+    has_most = energies_around >= MIN_SHARE_AROUND * energies_around.max(axis=1, keepdims=True)
+    return np.where(has_most, amplitudes, -1).argmax(axis=1)

@@ -11,7 +11,7 @@ from spikeinterface_huidurep.leftovers import MAX_DELAY_OF_UNIT_MS, find_true_sh
 from spikeinterface_huidurep.linking import locate_templates
 from spikeinterface_huidurep.matching import measure_norms
 from spikeinterface_huidurep.merging import find_lag, shift_waveforms
-from spikeinterface_huidurep.residuals import find_main_channels, multiply
+from spikeinterface_huidurep.residuals import multiply
 from spikeinterface_huidurep.splitting import N_AROUND, remove_running_mean
 
 COMPETITOR_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
@@ -91,7 +91,7 @@ def posterior_of_products(products, energies, frequencies):
     return (1 / (1 + OTHER_ODDS + total / (1 + total / MAX_ODDS))).astype("float32")
 
 
-def describe_units(sorting, templates, posteriors, peak_sign):
+def describe_units(sorting, templates, posteriors, main_channels):
     """
     Set the properties of the units.
 
@@ -105,7 +105,6 @@ def describe_units(sorting, templates, posteriors, peak_sign):
     counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids))
     totals = np.bincount(spikes["unit_index"], weights=posteriors, minlength=len(sorting.unit_ids))
     locations_um = locate_templates(templates)
-    main_channels = find_main_channels(templates, peak_sign)
     sorting.set_property("main_channel_id", templates.channel_ids[main_channels])
     sorting.set_property("x_um", locations_um[:, 0])
     sorting.set_property("y_um", locations_um[:, 1])

@@ -267,11 +267,25 @@ def test_padded_templates_leave_room_for_any_lag(nbefore, nafter):
     assert not padded[:, : peak - nbefore].any() and not padded[:, peak + nafter :].any()
 
 
+def find_main(array, peak_sign, radius_um):
+    templates = make_templates(array)
+    neighborhoods = Neighborhoods(templates.get_channel_locations(), radius_um)
+    return find_main_channels(templates, neighborhoods, peak_sign).tolist()
+
+
 @pytest.mark.parametrize("peak_sign, wanted", [("neg", 0), ("pos", 1), ("both", 1)])
 def test_main_channel_follows_the_sign(peak_sign, wanted):
     array = np.zeros((1, 60, 2))
     array[0, 20] = [-5.0, 9.0]
-    assert find_main_channels(make_templates(array), peak_sign).tolist() == [wanted]
+    assert find_main(array, peak_sign, radius_um=100.0) == [wanted]
+
+
+@pytest.mark.parametrize("size, wanted", [(9.0, 5), (20.0, 0)])
+def test_main_channel_is_where_most_of_a_template_is(size, wanted):
+    """One channel far from many on which the template is smaller, largest on the sixth."""
+    array = np.zeros((1, 60, 9))
+    array[0, 20] = [size, 0, 0, 5, 6, 7, 6, 5, 0]
+    assert find_main(array, "both", radius_um=40.0) == [wanted]
 
 
 @pytest.mark.parametrize("block_size", [1, 7, 20, 1000])

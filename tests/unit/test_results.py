@@ -197,7 +197,7 @@ def test_units_are_described_by_hand():
     array[1, 20] = [0.0, 0.0, -6.0]
     array[1, 25] = [0.0, 0.0, 8.0]
     sorting = make_sorting([5, 9, 12], [0, 0, 1])
-    describe_units(sorting, make_templates(array), np.array([1.0, 0.5, 0.25]), "neg")
+    describe_units(sorting, make_templates(array), np.array([1.0, 0.5, 0.25]), np.array([0, 2]))
     assert sorting.get_property("main_channel_id").tolist() == ["c0", "c2"]
     assert sorting.get_property("n_spikes").tolist() == [2, 1]
     assert sorting.get_property("mean_posterior").tolist() == [0.75, 0.25]
@@ -210,7 +210,7 @@ def test_quality_falls_with_confidence_and_size():
     array = np.zeros((3, 60, 1))
     array[:, 20, 0] = -200, -200, -5
     sorting = make_sorting(np.arange(600), np.arange(600) % 3)
-    describe_units(sorting, make_templates(array), np.tile([1.0, 0.5, 1.0], 200), "neg")
+    describe_units(sorting, make_templates(array), np.tile([1.0, 0.5, 1.0], 200), np.zeros(3, "int64"))
     sure, confused, weak = sorting.get_property("quality")
     assert (sure, confused) == pytest.approx((1.0, 0.5))
     assert weak == pytest.approx(1 - np.exp(-0.5 * (5**2 - 60 / 200) / QUALITY_NORM**2))
@@ -222,7 +222,7 @@ def test_quality_falls_with_the_share_of_spikes_that_come_with_those_of_a_larger
     large = 1000 * np.arange(1, 401) + np.random.default_rng(0).integers(0, 900, 400)
     samples = np.concatenate([large, large[:100] + 30, large[100:] + 450])
     sorting = make_sorting(samples, np.repeat([0, 1], 400))
-    describe_units(sorting, make_templates(array), np.ones(800), "neg")
+    describe_units(sorting, make_templates(array), np.ones(800), np.zeros(2, "int64"))
     large_quality, small_quality = sorting.get_property("quality")
     assert large_quality == pytest.approx(1.0) and small_quality == pytest.approx(0.75, abs=0.03)
 
@@ -231,7 +231,7 @@ def test_units_without_spikes_have_no_posterior():
     array = np.zeros((2, 60, 1))
     array[:, 20] = -5
     sorting = make_sorting([5], [1], unit_ids=np.array([0, 1]))
-    describe_units(sorting, make_templates(array), np.array([0.5]), "neg")
+    describe_units(sorting, make_templates(array), np.array([0.5]), np.zeros(2, "int64"))
     assert sorting.get_property("n_spikes").tolist() == [0, 1]
     assert sorting.get_property("mean_posterior").tolist() == [0, 0.5]
 
