@@ -34,8 +34,8 @@ AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what cha
 MAX_REFRACTORY = 0.3  # share of what chance would give
 MAX_PROBABILITY = 1e-4  # that chance gave as few
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
-MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more; such fragments may hardly coincide
-MAX_COINCIDENCE_OF_APART = 0.2
+MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
+MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
 
 

@@ -99,6 +99,17 @@ def describe_units(sorting, templates, posteriors, main_channels):
     deflection of the template in noise SD of the whitened traces), `mean_posterior`, `n_spikes` and `quality` (0 to 1:
     the mean posterior, less for templates that noise could have made and for units many of whose spikes come with those
     of a larger one).
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        Receives the properties.
+    templates : spikeinterface.core.Templates
+        Of its units, in noise SD.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        In the order of `sorting.to_spike_vector()`.
+    main_channels : np.ndarray, int64, shape (n_units,)
+        Indices.
     """
     waveforms = templates.get_dense_templates()  # (u, t, c)
     spikes = sorting.to_spike_vector()

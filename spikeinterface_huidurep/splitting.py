@@ -65,14 +65,14 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
     parts = responsibilities.argmax(axis=1)
-    compact = find_compact_parts(vectors, parts, np.bincount(parts))
-    if len(compact) < 2:
+    likely = find_likely_neurons(vectors, parts, np.bincount(parts))
+    if len(likely) < 2:
         return np.zeros(n_spikes, dtype="int64")
-    parts = sharpen_parts(vectors, responsibilities[:, compact].argmax(axis=1))
+    parts = sharpen_parts(vectors, responsibilities[:, likely].argmax(axis=1))
     return join_parts(vectors, parts, threshold)
 
 
-def find_compact_parts(vectors, parts, counts):
+def find_likely_neurons(vectors, parts, counts):
     """
     Parts that may be neurons: those that are no more spread than the largest, or far away from it.
 
@@ -86,7 +86,7 @@ def find_compact_parts(vectors, parts, counts):
 
     Returns
     -------
-    compact : np.ndarray, int64
+    likely : np.ndarray, int64
         None where all have too few spikes.
     """
     frequent = np.flatnonzero(counts >= MIN_SPIKES)
@@ -94,15 +94,24 @@ def find_compact_parts(vectors, parts, counts):
         return frequent
     members = [vectors[parts == part] for part in frequent]
     largest = counts[frequent].argmax()
-    spreads = np.array([measure_spread(vectors_of_part) for vectors_of_part in members])
-    is_compact = spreads <= MAX_SPREAD * spreads[largest]
-    for index in np.flatnonzero(~is_compact & (spreads <= MAX_SPREAD_OF_FAR * spreads[largest])):
-        is_compact[index] = is_far(members[index], members[largest])
-    return frequent[is_compact]
+    spreads = np.array([measure_spread(of_part) for of_part in members])
+    is_far_away = [is_far(of_part, members[largest]) for of_part in members]
+    return frequent[spreads <= np.where(is_far_away, MAX_SPREAD_OF_FAR, MAX_SPREAD) * spreads[largest]]
 
 
 def is_far(vectors, others):
-    """Whether a part that is no small one is farther from the largest than collisions of its spikes are."""
+    """
+    Whether a part that is no small one is farther from the largest than collisions of its spikes are.
+
+    Parameters
+    ----------
+    vectors, others : np.ndarray, float32, shape (n_spikes, n_dims), (n_others, n_dims)
+        Of the part and of the largest.
+
+    Returns
+    -------
+    is_far : bool
+    """
     is_small = len(vectors) < max(MIN_FAR_SPIKES, MIN_SHARE * (len(vectors) + len(others)))
     return not is_small and separation(*project_on_difference(vectors, others)) > MAX_SEPARATION
 

@@ -14,7 +14,7 @@ from spikeinterface_huidurep.splitting import (
     MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
-    find_compact_parts,
+    find_likely_neurons,
     find_variation,
     is_neuron,
     join_parts,
@@ -282,7 +282,7 @@ def find_part_beside_larger_one(n_part, spread, distance, n_others=200):
     parts = (np.arange(n_part + n_others) < n_part).astype("int64")
     vectors = rng.normal(size=(len(parts), 200)) * np.where(parts, np.sqrt(spread), 1)[:, None]
     vectors[:, 0] += distance * parts
-    found = find_compact_parts(vectors.astype("float32"), parts, np.bincount(parts)).tolist()
+    found = find_likely_neurons(vectors.astype("float32"), parts, np.bincount(parts)).tolist()
     assert found in ([0], [0, 1])
     return found == [0, 1]
 
@@ -306,14 +306,14 @@ def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, 
 def test_parts_without_enough_spikes_are_not_compact():
     vectors = np.random.default_rng(0).normal(size=(2 * MIN_SPIKES, 5)).astype("float32")
     parts = (np.arange(2 * MIN_SPIKES) < MIN_SPIKES - 1).astype("int64")
-    assert find_compact_parts(vectors, parts, np.bincount(parts, minlength=4)).tolist() == [0]
+    assert find_likely_neurons(vectors, parts, np.bincount(parts, minlength=4)).tolist() == [0]
 
 
 @pytest.mark.parametrize("n_spikes", [2 * MIN_SPIKES, 90])
 def test_parts_may_all_be_too_small(n_spikes):
     parts = np.arange(n_spikes) % 4
     vectors = np.random.default_rng(0).normal(size=(n_spikes, 5)).astype("float32")
-    assert len(find_compact_parts(vectors, parts, np.bincount(parts))) == 0
+    assert len(find_likely_neurons(vectors, parts, np.bincount(parts))) == 0
 
 
 # --- join ---
