@@ -40,6 +40,7 @@ MAX_SEPARATION_OF_ONE = 3.0  # SD; the halves of one Gaussian are 2.7 apart; wha
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
+MIN_LARGER = 0.2  # of the spikes of a unit: where fewer are larger, its template is too large already
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
 MIN_SHARPENING = 20.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
@@ -244,12 +245,14 @@ def find_larger_spikes(residuals, rows, unit_index):
     Returns
     -------
     rows : np.ndarray, int64, shape (n_larger,)
-        Those at least as large as the template, if in the mean by MIN_EXCESS or more; none otherwise.
+        Those at least as large as the template, if they are MIN_LARGER of all and in the mean larger by MIN_EXCESS; none
+        otherwise.
     """
     waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
     excess = np.tensordot(residuals.read(rows, unit_index), waveform, axes=([1, 2], [0, 1])) / np.linalg.norm(waveform)
     is_larger = excess >= 0
-    return rows[is_larger] if np.sum(excess[is_larger]) >= MIN_EXCESS * np.sum(is_larger) else rows[:0]
+    shows_larger = is_larger.mean() >= MIN_LARGER and excess[is_larger].mean() >= MIN_EXCESS
+    return rows[is_larger] if shows_larger else rows[:0]
 
 
 def _collect_peaks(groups, sorting, main_channels):

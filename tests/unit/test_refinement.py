@@ -435,6 +435,20 @@ def test_too_few_larger_spikes_make_no_template(matched):
     assert CLEAN not in refine(matched[0], residuals, unit_20=0.1).replaced
 
 
+@pytest.mark.parametrize("n_larger, is_replaced", [(35, True), (45, False)])
+def test_a_template_that_is_too_large_for_most_spikes_grows_no_further(matched, monkeypatch, n_larger, is_replaced):
+    """Enough spikes are larger in both cases; in the second they are fewer than asked of the unit."""
+    monkeypatch.setattr(refinement, "MIN_LARGER", 0.3 if is_replaced else 0.5)
+    residuals, own = make_larger(matched, np.where(np.arange(100) < n_larger, 10.0, -6.0))
+    assert MIN_SPIKES <= n_larger < len(own)
+    assert (CLEAN in refine(matched[0], residuals, unit_20=0.1).replaced) == is_replaced
+
+
+def test_no_spike_larger_than_the_template(matched):
+    residuals, own = make_larger(matched, -6.0)
+    assert len(find_larger_spikes(residuals, own, 1)) == 0
+
+
 def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):
     sorting, residuals, _ = matched
     refined = refine(sorting, residuals, unit_10=0.1, unit_31=0.1, unit_42=0.1)
