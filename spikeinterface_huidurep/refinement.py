@@ -245,8 +245,8 @@ def find_larger_spikes(residuals, rows, unit_index):
     Returns
     -------
     rows : np.ndarray, int64, shape (n_larger,)
-        Those at least as large as the template, if they are MIN_LARGER of all and in the mean larger by MIN_EXCESS; none
-        otherwise.
+        Those at least as large as the template, if they are MIN_LARGER of all and in the mean larger by MIN_EXCESS;
+        none otherwise.
     """
     waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
     excess = np.tensordot(residuals.read(rows, unit_index), waveform, axes=([1, 2], [0, 1])) / np.linalg.norm(waveform)
