@@ -100,7 +100,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 @pytest.mark.parametrize(
     "name, layout, n_samples",
-    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v1", "v2"))],
+    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v1"))],
 )
 def test_shipped_configs_load(name, layout, n_samples):
     train_config, _, encoder_config = load_config(name)
@@ -118,7 +118,7 @@ def test_changed_fields_of_a_config():
 
 
 def test_wrong_configs_are_named(tmp_path):
-    with pytest.raises(ValueError, match="finetune, paper, smoke, v1, v2"):
+    with pytest.raises(ValueError, match="finetune, paper, smoke, v1"):
         load_config("v9")
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nsteps = 3\n")
