@@ -49,7 +49,6 @@ from spikeinterface_huidurep.waveforms import Neighborhoods
 logger = logging.getLogger(__name__)
 
 MAX_REFINEMENTS = 2  # times that the units are looked at again
-N_FOLLOWS = 2  # the second follows spikes that the first has found
 
 
 def sort_recording(recording, params, folder, verbose=False):
@@ -217,7 +216,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
     """
-    Match again where the waveforms of units change slowly; and once more, with what was found so.
+    Match again where the waveforms of units change slowly.
 
     Returns
     -------
@@ -227,20 +226,16 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
         As they are, if none changes; None if no spikes are left.
     """
     blocks = split_time(traces)
-    for look in range(N_FOLLOWS):
-        changes = find_changes(sorting, residuals, blocks)
-        n_changed = len(set().union(*changes))
-        if n_changed > 0:
-            sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
-            templates = templates.select_units(sorting.unit_ids)
-            spikes_folder = folder / "waveforms" / f"spikes_followed_{look}"
-            sorting, templates, residuals = place_spikes(
-                traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
-            )
-            shutil.rmtree(folder / "waveforms" / f"spikes_followed_{look - 1}", ignore_errors=True)
-        clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
-        if n_changed == 0 or residuals is None:
-            break
+    changes = find_changes(sorting, residuals, blocks)
+    n_changed = len(set().union(*changes))
+    if n_changed > 0:
+        sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
+        templates = templates.select_units(sorting.unit_ids)
+        spikes_folder = folder / "waveforms" / "spikes_followed"
+        sorting, templates, residuals = place_spikes(
+            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
+        )
+    clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
     return sorting, templates, residuals
 
 

@@ -19,7 +19,6 @@ import numpy as np
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
-from spikeinterface_huidurep.detection import find_pairs_of_peaks
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MAX_INFLATION, MIN_CHANNEL_PTP, WEAK_NORM
 from spikeinterface_huidurep.merging import (
@@ -42,7 +41,6 @@ MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes 
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 MIN_LARGER = 0.2  # of the spikes of a unit: where fewer are larger, its template is too large already
-MAX_OVERLAP_MS = 1.0  # between two spikes that change the mean of one another
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
 MIN_SHARPENING = 20.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
@@ -113,8 +111,8 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     """
     Split units that hold several neurons, join units that are one, make templates anew that do not fit their spikes.
 
-    So are those of weak units that found many more spikes, if they are larger. Those that found far more, and no larger
-    ones, are left out. New templates are made of spikes that no other unit overlaps, where there are enough.
+    So are those of units that found many more spikes, if they are larger. Weak units that found far more, and no larger
+    ones, are left out.
 
     Parameters
     ----------
@@ -144,12 +142,12 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
     _align_units(changes, residuals, members, made_of, norms)
     _take_larger_spikes(changes, residuals, members, sizes, made_of, norms)
-    is_lone = find_lone_spikes(sorting, residuals)
-    peaks, labels = _collect_peaks([choose_lone(*group, is_lone) for group in changes.groups], sorting, residuals)
+    peaks, labels = _collect_peaks(changes.groups, sorting, residuals.main_channels)
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {
-        first_id + group: weights[unit_indices[rows]].sum() for group, (rows, _) in enumerate(changes.groups)
+        first_id + group: changes.n_found.get(group, weights[unit_indices[rows]].sum())
+        for group, (rows, _) in enumerate(changes.groups)
     }
     replaced = sorting.unit_ids[sorted(changes.units)].tolist()
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, replaced, first_id + len(changes.groups))
@@ -161,6 +159,7 @@ class _Changes:
     def __init__(self):
         self.units = set()
         self.groups = []  # of (indices of spikes, lags that align them)
+        self.n_found = {}  # spikes of the units whose larger spikes are a group
 
     def replace(self, units, groups):
         if self.units.isdisjoint(units):
@@ -187,14 +186,14 @@ def _align_units(changes, residuals, members, made_of, norms):
 
 
 def _take_larger_spikes(changes, residuals, members, sizes, made_of, norms):
-    is_weak = norms < WEAK_NORM  # a strong one finds more where its waveform changes, and no noise
-    for index in np.flatnonzero(is_weak & (sizes > MIN_GAIN * made_of)).tolist():
+    for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
         if index in changes.units:
             continue
         larger = find_larger_spikes(residuals, members[index], index)
         if len(larger) >= MIN_SPIKES:
+            changes.n_found[len(changes.groups)] = sizes[index]  # of the larger alone it would grow again and again
             changes.replace([index], [(larger, 0)])
-        elif sizes[index] > MAX_INFLATION * made_of[index]:
+        elif sizes[index] > MAX_INFLATION * made_of[index] and norms[index] < WEAK_NORM:
             changes.replace([index], [])  # it found things of many kinds
 
 
@@ -259,39 +258,7 @@ def find_larger_spikes(residuals, rows, unit_index):
     return rows[is_larger] if shows_larger else rows[:0]
 
 
-def find_lone_spikes(sorting, residuals):
-    """
-    Spikes at whose time no other unit is seen on the main channel of their unit.
-
-    Parameters
-    ----------
-    sorting : NumpySorting
-    residuals : Residuals
-        Of its spikes.
-
-    Returns
-    -------
-    is_lone : np.ndarray, bool, shape (n_spikes,)
-    """
-    spikes = sorting.to_spike_vector()
-    max_delay = round(MAX_OVERLAP_MS * 1e-3 * sorting.sampling_frequency)
-    indices, partners = find_pairs_of_peaks(spikes, spikes, max_delay)
-    units, others = spikes["unit_index"][indices], spikes["unit_index"][partners]
-    is_seen = np.ptp(residuals.waveforms, axis=1)[:, residuals.main_channels] >= MIN_LARGE_PTP  # (n_others, n_units)
-    is_lone = np.ones(len(spikes), dtype=bool)
-    is_lone[indices[(units != others) & is_seen[others, units]]] = False
-    return is_lone
-
-
-def choose_lone(rows, lags, is_lone):
-    """The lone spikes of a group and their lags, for a template without the waveforms of others; all where few are."""
-    lone = np.flatnonzero(is_lone[rows])
-    if len(lone) < MIN_SPIKES:
-        return rows, lags
-    return rows[lone], np.broadcast_to(lags, len(rows))[lone]
-
-
-def _collect_peaks(groups, sorting, residuals):
+def _collect_peaks(groups, sorting, main_channels):
     """The spikes of the groups as peaks, and the group of each."""
     if not groups:
         return np.zeros(0, dtype=base_peak_dtype), np.zeros(0, dtype="int64")
@@ -301,8 +268,7 @@ def _collect_peaks(groups, sorting, residuals):
     peaks["sample_index"] = spikes["sample_index"] + np.concatenate(
         [np.broadcast_to(lags, len(rows)) for rows, lags in groups]
     )
-    peaks["segment_index"] = spikes["segment_index"]
-    peaks["channel_index"] = residuals.main_channels[spikes["unit_index"]]
+    peaks["segment_index"], peaks["channel_index"] = spikes["segment_index"], main_channels[spikes["unit_index"]]
     return peaks, labels
 
 

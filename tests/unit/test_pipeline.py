@@ -174,10 +174,8 @@ def test_a_waveform_that_changes_is_followed(three_neurons, tmp_path, caplog, ga
     sorting, _, residuals = find_units_of((changed, peaks, neurons), neurons, tmp_path)
     assert_units_are_neurons(sorting, peaks, neurons)
     assert len(residuals.values) == len(peaks)
-    lines = [record.getMessage() for record in caplog.records if record.getMessage().startswith("follow")]
-    assert len(lines) == 1 + n_changed  # again only if something was
-    assert all(f"{n_changed} units change, 240 spikes" in line for line in lines)
-    assert len(list((tmp_path / "waveforms").glob("spikes_followed_*"))) == n_changed
+    (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("follow")]
+    assert f"{n_changed} units change, 240 spikes" in line
 
 
 def test_units_that_nothing_confirms(three_neurons, tmp_path):
