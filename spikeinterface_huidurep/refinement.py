@@ -146,8 +146,7 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {
-        first_id + group: changes.n_found.get(group, weights[unit_indices[rows]].sum())
-        for group, (rows, _) in enumerate(changes.groups)
+        first_id + group: weights[unit_indices[found]].sum() for group, (_, _, found) in enumerate(changes.groups)
     }
     replaced = sorting.unit_ids[sorted(changes.units)].tolist()
     return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, replaced, first_id + len(changes.groups))
@@ -158,13 +157,13 @@ class _Changes:
 
     def __init__(self):
         self.units = set()
-        self.groups = []  # of (indices of spikes, lags that align them)
-        self.n_found = {}  # spikes of the units whose larger spikes are a group
+        self.groups = []  # of (indices of spikes, lags that align them, indices of the spikes that they stand for)
 
-    def replace(self, units, groups):
+    def replace(self, units, groups, found=None):
+        """Groups of (indices, lags) take the place of the units; `found` if a group is but some of the spikes found."""
         if self.units.isdisjoint(units):
             self.units.update(units)
-            self.groups += groups
+            self.groups += [(rows, lags, rows if found is None else found) for rows, lags in groups]
 
 
 def _split_units(changes, residuals, members, threshold, seed):
@@ -191,8 +190,8 @@ def _take_larger_spikes(changes, residuals, members, sizes, made_of, norms):
             continue
         larger = find_larger_spikes(residuals, members[index], index)
         if len(larger) >= MIN_SPIKES:
-            changes.n_found[len(changes.groups)] = sizes[index]  # of the larger alone it would grow again and again
-            changes.replace([index], [(larger, 0)])
+            # all that were found count: made of the larger alone, it would find many more and grow again and again
+            changes.replace([index], [(larger, 0)], found=members[index])
         elif sizes[index] > MAX_INFLATION * made_of[index] and norms[index] < WEAK_NORM:
             changes.replace([index], [])  # it found things of many kinds
 
@@ -262,11 +261,11 @@ def _collect_peaks(groups, sorting, main_channels):
     """The spikes of the groups as peaks, and the group of each."""
     if not groups:
         return np.zeros(0, dtype=base_peak_dtype), np.zeros(0, dtype="int64")
-    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows, _ in groups])
-    spikes = sorting.to_spike_vector()[np.concatenate([rows for rows, _ in groups])]
+    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows, _, _ in groups])
+    spikes = sorting.to_spike_vector()[np.concatenate([rows for rows, _, _ in groups])]
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
     peaks["sample_index"] = spikes["sample_index"] + np.concatenate(
-        [np.broadcast_to(lags, len(rows)) for rows, lags in groups]
+        [np.broadcast_to(lags, len(rows)) for rows, lags, _ in groups]
     )
     peaks["segment_index"], peaks["channel_index"] = spikes["segment_index"], main_channels[spikes["unit_index"]]
     return peaks, labels

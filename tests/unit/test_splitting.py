@@ -303,7 +303,7 @@ def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, 
     assert find_part_beside_larger_one(n_part, 1.0, 8.0, n_others)
 
 
-def test_parts_without_enough_spikes_are_not_compact():
+def test_parts_without_enough_spikes_are_not_likely():
     vectors = np.random.default_rng(0).normal(size=(2 * MIN_SPIKES, 5)).astype("float32")
     parts = (np.arange(2 * MIN_SPIKES) < MIN_SPIKES - 1).astype("int64")
     assert find_likely_neurons(vectors, parts, np.bincount(parts, minlength=4)).tolist() == [0]
