@@ -36,20 +36,51 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
     templates : None | spikeinterface.core.Templates
         Sparse, unit ids are the labels kept; None if no cluster can be a unit.
     """
-    if not np.any(labels >= 0):
+    has_label = labels >= 0
+    if not np.any(has_label):
         return None
-    peaks, labels = peaks[labels >= 0], labels[labels >= 0]
+    return keep_large_templates(average_peaks(traces, peaks[has_label], labels[has_label], params, job_kwargs), params)
+
+
+def average_peaks(traces, peaks, labels, params, job_kwargs):
+    """
+    Mean waveforms on the channels around the peaks of each label.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    peaks : np.ndarray, structured, shape (n_peaks,)
+        At least one.
+    labels : np.ndarray, int64, shape (n_peaks,)
+    params : SorterParams
+    job_kwargs : dict
+
+    Returns
+    -------
+    templates : spikeinterface.core.Templates
+        Sparse, unit ids are the labels, ascending.
+    """
     sorting, order = make_sorting(peaks["sample_index"], labels, peaks["segment_index"], traces.sampling_frequency)
-    spikes = sorting.to_spike_vector()
     sparsity, _ = compute_sparsity_from_peaks_and_label(
-        peaks[order], spikes["unit_index"], sorting.unit_ids, traces, TEMPLATE_RADIUS_UM
+        peaks[order], sorting.to_spike_vector()["unit_index"], sorting.unit_ids, traces, TEMPLATE_RADIUS_UM
     )
     nbefore, nafter = (ms_to_samples(ms, traces.sampling_frequency) for ms in (params.ms_before, params.ms_after))
-    templates = average_spikes(traces, sorting, nbefore, nafter, sparsity.mask, job_kwargs)
+    return average_spikes(traces, sorting, nbefore, nafter, sparsity.mask, job_kwargs)
+
+
+def keep_large_templates(templates, params):
+    """
+    Templates that reach `min_snr` on a channel, on the channels where they are MIN_CHANNEL_PTP or larger.
+
+    Returns
+    -------
+    templates : None | spikeinterface.core.Templates
+        Sparse; None if none is as large.
+    """
     templates = clean_templates(
         templates,
         sparsify_threshold=MIN_CHANNEL_PTP,
-        noise_levels=np.ones(traces.get_num_channels()),
+        noise_levels=np.ones(templates.num_channels),
         min_snr=params.min_snr,
     )
     return templates if len(templates.unit_ids) > 0 else None

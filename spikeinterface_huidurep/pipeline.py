@@ -35,6 +35,7 @@ from spikeinterface_huidurep.missed import find_missed_units
 from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
+from spikeinterface_huidurep.renewal import renew_templates
 from spikeinterface_huidurep.residuals import find_main_channels, place_spikes
 from spikeinterface_huidurep.results import (
     compute_posteriors,
@@ -178,7 +179,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     residuals : Residuals | None
         Of the spikes of the last units; None if there were none.
     """
-    peaks, labels, n_spikes = clusters.peaks, clusters.labels, clusters.count_spikes()
+    n_spikes = clusters.count_spikes()
     residuals = None
     for look in range(1 + MAX_REFINEMENTS):
         sorting, templates = match_units(traces, templates, n_spikes, params, job_kwargs)
@@ -201,10 +202,9 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             refined = refined.add(*missed)
         if not refined.replaced and not refined.n_spikes:
             break
-        peaks, labels = refined.take_place(peaks, labels, sorting.unit_ids)
         n_spikes |= refined.n_spikes
-        move_inside(peaks, traces)
-        new_templates = estimate_templates(traces, peaks, labels, params, job_kwargs)
+        move_inside(refined.peaks, traces)
+        new_templates = renew_templates(traces, sorting, templates, refined, params, job_kwargs)
         if new_templates is None:
             break
         templates = new_templates

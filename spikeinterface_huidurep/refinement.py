@@ -54,32 +54,16 @@ class RefinedUnits:
     """structured (n_peaks,): at most MAX_SPIKES spikes of each of the old units."""
     labels: np.ndarray
     """int64 (n_peaks,): new unit ids."""
+    origins: np.ndarray
+    """int64 (n_peaks,): old unit ids; -1 for the spikes of missed units, which had none."""
+    lags: np.ndarray
+    """int64 (n_peaks,): samples by which the peaks are later than the spikes of the old units."""
     n_spikes: dict
     """Number of spikes of each new unit, dict of id -> float."""
     replaced: list
     """Ids of the old units."""
     free_id: int
     """Neither an old unit nor a new one has this id or a larger one."""
-
-    def take_place(self, peaks, labels, unit_ids):
-        """
-        Spikes of the units `unit_ids`, with those of the units replaced exchanged for those of the new ones.
-
-        Parameters
-        ----------
-        peaks : np.ndarray, structured, shape (n_peaks,)
-        labels : np.ndarray, int64, shape (n_peaks,)
-        unit_ids : np.ndarray, int64
-            Peaks of other units are left out.
-
-        Returns
-        -------
-        peaks : np.ndarray, structured, shape (n_new_peaks,)
-        labels : np.ndarray, int64, shape (n_new_peaks,)
-        """
-        kept = np.isin(labels, np.setdiff1d(unit_ids, self.replaced))
-        kept_peaks = peaks[kept][list(self.peaks.dtype.names)]
-        return np.concatenate([kept_peaks, self.peaks]), np.r_[labels[kept], self.labels]
 
     def add(self, peaks, labels, share_selected):
         """
@@ -101,6 +85,8 @@ class RefinedUnits:
         return RefinedUnits(
             np.concatenate([self.peaks, peaks[list(self.peaks.dtype.names)]]),
             np.r_[self.labels, self.free_id + indices],
+            np.r_[self.origins, np.full(len(peaks), -1)],
+            np.r_[self.lags, np.zeros(len(peaks), dtype="int64")],
             self.n_spikes | n_spikes,
             self.replaced,
             self.free_id + len(unit_ids),
@@ -142,14 +128,23 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
     _align_units(changes, residuals, members, made_of, norms)
     _take_larger_spikes(changes, residuals, members, sizes, made_of, norms)
-    peaks, labels = _collect_peaks(changes.groups, sorting, residuals.main_channels)
+    rows, labels, lags = _collect_spikes(changes.groups)
+    spikes = sorting.to_spike_vector()[rows]
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {
         first_id + group: weights[unit_indices[found]].sum() for group, (_, _, found) in enumerate(changes.groups)
     }
     replaced = sorting.unit_ids[sorted(changes.units)].tolist()
-    return RefinedUnits(peaks, labels + first_id, n_spikes_of_new, replaced, first_id + len(changes.groups))
+    return RefinedUnits(
+        _make_peaks(spikes, lags, residuals.main_channels),
+        labels + first_id,
+        sorting.unit_ids[spikes["unit_index"]].astype("int64"),
+        lags,
+        n_spikes_of_new,
+        replaced,
+        first_id + len(changes.groups),
+    )
 
 
 class _Changes:
@@ -257,18 +252,21 @@ def find_larger_spikes(residuals, rows, unit_index):
     return rows[is_larger] if shows_larger else rows[:0]
 
 
-def _collect_peaks(groups, sorting, main_channels):
-    """The spikes of the groups as peaks, and the group of each."""
-    if not groups:
-        return np.zeros(0, dtype=base_peak_dtype), np.zeros(0, dtype="int64")
-    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows, _, _ in groups])
-    spikes = sorting.to_spike_vector()[np.concatenate([rows for rows, _, _ in groups])]
+def _collect_spikes(groups):
+    """Indices of the spikes of all groups, the group of each, and its lag; int64 (n_spikes,)."""
+    rows, labels, lags = (np.zeros(0, dtype="int64") for _ in range(3))
+    for group, (rows_of_group, lags_of_group, _) in enumerate(groups):
+        rows = np.r_[rows, rows_of_group]
+        labels = np.r_[labels, np.full(len(rows_of_group), group)]
+        lags = np.r_[lags, np.broadcast_to(lags_of_group, len(rows_of_group))]
+    return rows, labels, lags
+
+
+def _make_peaks(spikes, lags, main_channels):
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
-    peaks["sample_index"] = spikes["sample_index"] + np.concatenate(
-        [np.broadcast_to(lags, len(rows)) for rows, lags, _ in groups]
-    )
-    peaks["segment_index"], peaks["channel_index"] = spikes["segment_index"], main_channels[spikes["unit_index"]]
-    return peaks, labels
+    peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"] + lags, spikes["segment_index"]
+    peaks["channel_index"] = main_channels[spikes["unit_index"]]
+    return peaks
 
 
 def find_same_units(residuals, members, sizes, made_of, threshold):
