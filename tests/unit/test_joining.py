@@ -1,0 +1,186 @@
+"""Joining: two units that are one neuron are found, and two neurons that are alike are not."""
+
+import numpy as np
+import pytest
+from spikeinterface.core import NumpyRecording
+
+from spikeinterface_huidurep import joining
+from spikeinterface_huidurep.joining import (
+    MAX_DIFFERENCE,
+    MAX_SEPARATION_OF_ONE,
+    MIN_DISTANCE,
+    MIN_LARGE_PTP,
+    find_same_units,
+)
+from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
+from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.noise import Noise
+from spikeinterface_huidurep.residuals import Residuals
+from spikeinterface_huidurep.waveforms import Neighborhoods
+
+from .test_results import SAMPLING_FREQUENCY
+from .test_splitting import N_BEFORE, N_SAMPLES, SIZES, THRESHOLD, pulse
+
+PAD = MAX_LAG  # samples of the templates before and after the window
+
+
+def make_residuals(waveforms, main_channels, n_spikes=100, radius_um=60.0, seed=0):
+    """
+    Residuals of white noise of units one after the other, and the indices of their spikes.
+
+    Waveforms have shape (n_channels, PAD + N_SAMPLES + PAD), channels are 20 um apart.
+    """
+    neighborhoods = Neighborhoods(np.c_[np.zeros(len(waveforms[0])), 20.0 * np.arange(len(waveforms[0]))], radius_um)
+    size = (n_spikes * len(waveforms), N_SAMPLES, neighborhoods.channel_mask.shape[1])
+    values = np.random.default_rng(seed).normal(size=size).astype("float32")
+    templates = np.stack(waveforms).transpose(0, 2, 1).astype("float32")
+    window = slice(PAD, PAD + N_SAMPLES)
+    noise = np.random.default_rng(seed).normal(size=(30_000, len(waveforms[0]))).astype("float32")
+    noise = Noise(NumpyRecording([noise], SAMPLING_FREQUENCY))
+    residuals = Residuals(values, templates, window, 0, np.array(main_channels), neighborhoods, noise)
+    return residuals, list(np.arange(len(values)).reshape(len(waveforms), n_spikes))
+
+
+def long_pulse(delay=0):
+    return pulse(delay, n_before=PAD + N_BEFORE, n_samples=N_SAMPLES + 2 * PAD)
+
+
+SHAPE = SIZES * long_pulse()  # largest on channel 1
+
+
+def find_same(residuals, members, sizes=None, made_of=None, compare_spikes=True):
+    """Without comparing spikes all pairs are the same whose templates are alike enough for it."""
+    sizes = np.array([len(rows) for rows in members] if sizes is None else sizes)
+    made_of = sizes if made_of is None else np.array(made_of)
+    with pytest.MonkeyPatch.context() as patch:
+        if not compare_spikes:
+            patch.setattr(joining, "MAX_SEPARATION_OF_ONE", np.inf)
+        return find_same_units(residuals, members, sizes, made_of, THRESHOLD if compare_spikes else 1e6)
+
+
+@pytest.mark.parametrize("sizes, pair", [([900, 500], (0, 1)), ([500, 900], (1, 0)), ([500, 500], (0, 1))])
+def test_same_units_are_named_once_the_larger_first(sizes, pair):
+    residuals, members = make_residuals([SHAPE, SHAPE], [1, 1])
+    assert find_same(residuals, members, sizes) == [(*pair, 0)]
+
+
+@pytest.mark.parametrize("limit, n_pairs", [(MAX_SEPARATION_OF_ONE, 0), (4.0, 1)])
+def test_units_that_are_apart_are_not_joined_for_lack_of_a_gap(limit, n_pairs, monkeypatch):
+    """Two halves of what fills a line: 3.5 SD apart."""
+    residuals, members = make_residuals([SHAPE, SHAPE], [1, 1], n_spikes=300)
+    direction = (SHAPE / np.linalg.norm(SHAPE[:, residuals.window]))[:, residuals.window].T
+    along = np.sort(np.random.default_rng(2).uniform(-20, 20, len(residuals.values)))
+    residuals.values[:] += along[:, None, None] * direction
+    monkeypatch.setattr(joining, "MAX_SEPARATION_OF_ONE", limit)
+    assert len(find_same(residuals, members)) == n_pairs
+
+
+@pytest.mark.parametrize("lag", [-7, 4])
+def test_what_is_left_moves_with_the_lag(lag):
+    """The units are the same, but their templates are both wrong in the same way."""
+    residuals, members = make_residuals([SHAPE, SIZES * long_pulse(lag)], [1, 1])
+    residuals.values[members[0], 30, 1] += 20
+    residuals.values[members[1], 30 + lag, 1] += 20
+    assert find_same(residuals, members) == [(0, 1, lag)]
+    residuals.values[members[1], 30 + lag, 1] -= 20
+    assert find_same(residuals, members) == []
+
+
+def test_spikes_are_compared_not_residuals():
+    """What the templates differ by is in the residuals of one neuron, too."""
+    wrong = SHAPE + 0.25 * SHAPE[[3, 2, 1, 0]]
+    residuals, members = make_residuals([SHAPE, wrong], [1, 1])
+    assert find_same(residuals, members) == []
+    left = (SHAPE - wrong)[:, residuals.window]
+    residuals.values[members[1]] += left.T
+    assert find_same(residuals, members) == [(0, 1, 0)]
+
+
+@pytest.mark.parametrize("share, n_pairs", [(0.95, 1), (1.05, 0)])
+def test_unlike_templates_are_not_compared(share, n_pairs):
+    smaller = (1 - np.sqrt(share * MAX_DIFFERENCE)) * SHAPE
+    residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
+
+
+@pytest.mark.parametrize("distance, n_pairs", [(0.99 * MIN_DISTANCE, 1), (1.01 * MIN_DISTANCE, 0)])
+def test_close_templates_are_compared_however_small(distance, n_pairs):
+    small = 15 / np.linalg.norm(SHAPE) * SHAPE
+    smaller = (1 - distance / 15) * small
+    residuals, members = make_residuals([small, smaller], [1, 1])
+    assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
+
+
+@pytest.mark.parametrize("n_values, n_pairs", [(0, 0), (5000, 1)])
+def test_noise_of_the_templates_makes_no_difference(n_values, n_pairs):
+    """100 spikes each add 2 / 100 of the variance of the noise to every value of the difference."""
+    smaller = (1 - np.sqrt(1.1 * MAX_DIFFERENCE)) * SHAPE
+    residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    residuals.n_template_samples = n_values // len(SHAPE)
+    assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
+
+
+def test_the_noise_of_a_template_is_that_of_the_spikes_it_was_made_of():
+    smaller = (1 - np.sqrt(1.1 * MAX_DIFFERENCE)) * SHAPE
+    residuals, members = make_residuals([SHAPE, smaller], [1, 1])
+    residuals.n_template_samples = 5000 // len(SHAPE)
+    assert len(find_same(residuals, members, [10**6, 10**6], compare_spikes=False, made_of=[100, 100])) == 1
+    assert find_same(residuals, members, compare_spikes=False, made_of=[10**6, 10**6]) == []
+
+
+@pytest.mark.parametrize("size, n_pairs", [(0.9 * MIN_LARGE_PTP, 1), (1.1 * MIN_LARGE_PTP, 0)])
+def test_a_channel_that_one_template_lacks_makes_a_difference_if_it_is_large(size, n_pairs):
+    """20 channels beyond those on which the spikes are compared."""
+    shape = np.r_[np.full(3, 10.0), np.full(20, size)][:, None] * long_pulse() / np.ptp(long_pulse())
+    cut = np.r_[np.ones(3), np.zeros(20)][:, None] * shape
+    assert np.sum((shape - cut) ** 2) > MAX_DIFFERENCE * np.sum(shape**2)
+    residuals, members = make_residuals([shape, cut], [1, 1], radius_um=20.0)
+    assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
+
+
+@pytest.mark.parametrize("main_channels", [[1, 2], [0, 4]])
+def test_the_same_template_is_compared_wherever_its_main_channel_is(main_channels):
+    residuals, members = make_residuals([np.ones((5, 1)) * long_pulse()] * 2, main_channels, radius_um=200.0)
+    assert find_same(residuals, members) == [(0, 1, 0)]
+
+
+def test_units_far_apart_are_not_compared():
+    shapes = [np.eye(5)[[channel]].T * long_pulse() for channel in (0, 4)]
+    residuals, members = make_residuals(shapes, [0, 4], radius_um=200.0)
+    assert find_same(residuals, members, compare_spikes=False) == []
+
+
+def test_only_the_channels_of_both_units_are_compared():
+    """Channels 0, 1, 2 and 1, 2, 3, in this order."""
+    shape = np.array([[1.0], [9.0], [10.0], [1.0], [0.0]]) * long_pulse()
+    residuals, members = make_residuals([shape, shape], [1, 2], radius_um=20.0)
+    residuals.values[members[0], :, 0] += 20  # channel 0
+    residuals.values[members[1], :, 2] += 20  # channel 3
+    assert find_same(residuals, members) == [(0, 1, 0)]
+
+
+@pytest.mark.parametrize(
+    "size, difference, n_pairs",
+    [(9.0, 1.05 * MAX_DIFFERENCE_OF_ONE, 0), (9.0, 0.95 * MAX_DIFFERENCE_OF_ONE, 1), (11.0, 0.95 * MAX_DIFFERENCE, 1)],
+)
+def test_units_that_share_little_of_their_energy_are_one_only_if_alike(size, difference, n_pairs):
+    """Channels 0, 1, 2 and 2, 3, 4 of one neuron: channel 2 has 0.17 or 0.23 of its energy."""
+    shape = np.array([[10.0], [10.0], [size], [10.0], [10.0]]) * long_pulse()
+    residuals, members = make_residuals([shape, (1 - np.sqrt(difference)) * shape], [1, 3], radius_um=20.0)
+    assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
+
+
+def test_units_that_are_unlike_beyond_the_channels_compared_are_two():
+    """Channels 0, 1, 2 are alike, channel 4 is not."""
+    shapes = [np.array([[10.0], [10.0], [10.0], [0.0], [last]]) * long_pulse() for last in (0.0, 10.0)]
+    residuals, members = make_residuals(shapes, [1, 1], radius_um=20.0)
+    assert find_same(residuals, members, compare_spikes=False) == []
+    residuals, members = make_residuals(shapes[:1] * 2, [1, 1], radius_um=20.0)
+    assert len(find_same(residuals, members, compare_spikes=False)) == 1
+
+
+def test_the_most_alike_come_first():
+    residuals, members = make_residuals([SHAPE] * 3, [1, 1, 1], n_spikes=300)
+    residuals.values[members[0], 50, 2] += 5
+    pairs = find_same(residuals, members, compare_spikes=False)
+    assert [set(pair[:2]) for pair in pairs][0] == {1, 2} and len(pairs) == 3
