@@ -16,7 +16,7 @@ from scipy.stats import poisson
 from spikeinterface_huidurep.detection import find_pairs
 from spikeinterface_huidurep.matching import concatenate_segments
 
-MAX_DISTANCE_UM = 150.0  # between the main channels
+MAX_DISTANCE_UM = 300.0  # between the main channels; a template ends 200 um from its own, what lies beyond is left
 MAX_DELAY_MS = 0.5  # of a leftover to the larger spike
 MAX_DELAY_OF_UNIT_MS = 1.5  # if most spikes of a unit are leftovers
 CHANCE_DELAY_MS = (1.5, 5.0)  # how often two units fire this far apart is what chance would give

@@ -64,7 +64,7 @@ def test_neurons_that_fire_together_for_milliseconds_stay():
     assert np.mean(of_small < MIN_TRUE) < 0.01
 
 
-@pytest.mark.parametrize("norms, locations_um", [((12.0, 50.0), LOCATIONS_UM), ((50.0, 12.0), 4 * LOCATIONS_UM)])
+@pytest.mark.parametrize("norms, locations_um", [((12.0, 50.0), LOCATIONS_UM), ((50.0, 12.0), 8 * LOCATIONS_UM)])
 def test_only_larger_units_nearby_leave_something(norms, locations_um):
     large = draw_train(4000, 0)
     _, of_small = find_shares(large, large[::20], norms, locations_um)
