@@ -6,6 +6,9 @@ a spike of a smaller unit, or once more like one of another fragment of the same
 few delays to the larger ones, far more often than chance has it.
 Neurons that do fire together, do so over several milliseconds: chance is measured there.
 
+They may be anywhere: beyond the reach of its template a large spike is left as it is, and a common reference takes it to
+all channels.
+
 What is left at the ends of a template comes later or earlier, at delays at which a neuron may also make another fire.
 Some spikes at such delays are no leftovers, but a unit of which most are is none.
 """
@@ -16,7 +19,6 @@ from scipy.stats import poisson
 from spikeinterface_huidurep.detection import find_pairs
 from spikeinterface_huidurep.matching import concatenate_segments
 
-MAX_DISTANCE_UM = 300.0  # between the main channels; a template ends 200 um from its own, what lies beyond is left
 MAX_DELAY_MS = 0.5  # of a leftover to the larger spike
 MAX_DELAY_OF_UNIT_MS = 1.5  # if most spikes of a unit are leftovers
 CHANCE_DELAY_MS = (1.5, 5.0)  # how often two units fire this far apart is what chance would give
@@ -26,7 +28,7 @@ MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it giv
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
 
 
-def find_true_shares(sorting, norms, locations_um, neurons, max_delays_ms):
+def find_true_shares(sorting, norms, neurons, max_delays_ms):
     """
     Probability that each spike is one of its own, and not what a spike of a larger unit left over.
 
@@ -35,8 +37,6 @@ def find_true_shares(sorting, norms, locations_um, neurons, max_delays_ms):
     sorting : NumpySorting
     norms : np.ndarray, float, shape (n_units,)
         Of the templates.
-    locations_um : np.ndarray, float, shape (n_units, 2)
-        Of the main channels.
     neurons : np.ndarray, int64, shape (n_units,)
         See `linking.link_fragments`; the larger fragments of one neuron are taken together.
     max_delays_ms : sequence of float
@@ -55,9 +55,8 @@ def find_true_shares(sorting, norms, locations_um, neurons, max_delays_ms):
     unit_indices = sorting.to_spike_vector()["unit_index"]
     rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]
     shares = np.ones((len(max_delays), len(times)), dtype="float32")
-    for unit, location_um in enumerate(locations_um):
-        is_near = np.linalg.norm(locations_um - location_um, axis=1) <= MAX_DISTANCE_UM
-        is_larger = is_near & (norms > norms[unit])
+    for unit in range(len(norms)):
+        is_larger = norms > norms[unit]
         for neuron in np.unique(neurons[is_larger]):
             larger = np.flatnonzero(is_larger & (neurons == neuron))
             others = np.sort(np.concatenate([times[rows[fragment]] for fragment in larger]))

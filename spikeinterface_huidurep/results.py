@@ -124,8 +124,7 @@ def describe_units(sorting, templates, posteriors, main_channels):
     norms = measure_norms(templates, dict(zip(sorting.unit_ids.tolist(), counts.tolist(), strict=True)))
     sorting.set_property("mean_posterior", mean_posteriors)
     sorting.set_property("n_spikes", counts)
-    main_locations_um = templates.get_channel_locations()[main_channels]
-    (shares,) = find_true_shares(sorting, norms, main_locations_um, np.arange(len(norms)), [MAX_DELAY_OF_UNIT_MS])
+    (shares,) = find_true_shares(sorting, norms, np.arange(len(norms)), [MAX_DELAY_OF_UNIT_MS])
     independence = np.bincount(spikes["unit_index"], weights=shares, minlength=len(counts)) / np.maximum(counts, 1)
     is_no_noise = 1 - np.exp(-0.5 * (norms / QUALITY_NORM) ** 2)
     sorting.set_property("quality", mean_posteriors * independence * is_no_noise)

@@ -15,7 +15,6 @@ from spikeinterface_huidurep.matching import make_sorting
 
 SAMPLING_FREQUENCY = 30_000.0
 DURATION_S = 300.0
-LOCATIONS_UM = np.array([[0.0, 0.0], [0.0, 40.0]])
 
 
 def draw_train(n_spikes, seed):
@@ -28,11 +27,11 @@ def make_pair(large, small):
     return make_sorting(samples, labels, np.zeros(len(samples), int), SAMPLING_FREQUENCY)
 
 
-def find_shares(large, small, norms=(50.0, 12.0), locations_um=LOCATIONS_UM, max_delay_ms=MAX_DELAY_MS):
+def find_shares(large, small, norms=(50.0, 12.0), max_delay_ms=MAX_DELAY_MS):
     """Shares of the large and of the small spikes, each in the order given."""
     sorting, order = make_pair(large, small)
     shares = np.empty(len(order))
-    shares[order] = find_true_shares(sorting, np.array(norms), locations_um, np.arange(2), [max_delay_ms])[0]
+    shares[order] = find_true_shares(sorting, np.array(norms), np.arange(2), [max_delay_ms])[0]
     return np.split(shares, [len(large)])
 
 
@@ -64,10 +63,9 @@ def test_neurons_that_fire_together_for_milliseconds_stay():
     assert np.mean(of_small < MIN_TRUE) < 0.01
 
 
-@pytest.mark.parametrize("norms, locations_um", [((12.0, 50.0), LOCATIONS_UM), ((50.0, 12.0), 8 * LOCATIONS_UM)])
-def test_only_larger_units_nearby_leave_something(norms, locations_um):
+def test_only_larger_units_leave_something():
     large = draw_train(4000, 0)
-    _, of_small = find_shares(large, large[::20], norms, locations_um)
+    _, of_small = find_shares(large, large[::20], norms=(12.0, 50.0))
     assert (of_small == 1).all()
 
 
@@ -88,7 +86,7 @@ def test_a_longer_delay_may_be_asked_for(delay):
 def test_several_delays_at_once_are_those_one_by_one():
     large, small = draw_train(4000, 0), draw_train(2000, 1)
     sorting, _ = make_pair(large, np.concatenate([small, large[::20] + 5, large[1::20] + 30]))
-    arguments = sorting, np.array([50.0, 12.0]), LOCATIONS_UM, np.arange(2)
+    arguments = sorting, np.array([50.0, 12.0]), np.arange(2)
     together = find_true_shares(*arguments, [MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS])
     for shares, max_delay_ms in zip(together, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS), strict=True):
         assert np.array_equal(shares, find_true_shares(*arguments, [max_delay_ms])[0])
@@ -102,11 +100,11 @@ def test_the_fragments_of_a_neuron_are_taken_together():
     samples = np.concatenate([large, small, large[:16] + 5])
     labels = np.r_[np.arange(4000) % n_fragments, np.full(2016, n_fragments)]
     sorting, order = make_sorting(samples, labels, np.zeros(len(samples), int), SAMPLING_FREQUENCY)
-    norms, locations_um = np.r_[np.full(n_fragments, 50.0), 12.0], np.zeros((n_fragments + 1, 2))
+    norms = np.r_[np.full(n_fragments, 50.0), 12.0]
     found = {}
     for name, neurons in (("apart", np.arange(9)), ("together", np.r_[np.zeros(n_fragments, int), n_fragments])):
         shares = np.empty(len(order))
-        shares[order] = find_true_shares(sorting, norms, locations_um, neurons, [MAX_DELAY_MS])[0]
+        shares[order] = find_true_shares(sorting, norms, neurons, [MAX_DELAY_MS])[0]
         found[name] = shares[-16:]
     assert (found["apart"] == 1).all() and (found["together"] < 0.2).all()
 
