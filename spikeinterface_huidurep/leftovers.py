@@ -6,8 +6,8 @@ a spike of a smaller unit, or once more like one of another fragment of the same
 few delays to the larger ones, far more often than chance has it.
 Neurons that do fire together, do so over several milliseconds: chance is measured there.
 
-They may be anywhere: beyond the reach of its template a large spike is left as it is, and a common reference takes it to
-all channels.
+They may be anywhere: beyond the reach of its template a large spike is left as it is, and a common reference takes it
+to all channels.
 
 What is left at the ends of a template comes later or earlier, at delays at which a neuron may also make another fire.
 Some spikes at such delays are no leftovers, but a unit of which most are is none.
