@@ -21,7 +21,7 @@ from spikeinterface_huidurep.matching import concatenate_segments
 
 MAX_DELAY_MS = 0.5  # of a leftover to the larger spike
 MAX_DELAY_OF_UNIT_MS = 2.5  # if most spikes of a unit are leftovers
-CHANCE_DELAY_MS = (1.5, 5.0)  # how often two units fire this far apart is what chance would give
+CHANCE_DELAY_MS = (1.5, 5.0)  # at these delays chance is measured; few leftovers are as late
 N_AROUND = 1  # samples to both sides of a delay that are counted with it
 MAX_PROBABILITY = 1e-4  # that chance gave as many
 MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it gives less all are left out

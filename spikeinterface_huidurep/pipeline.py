@@ -148,9 +148,8 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     neurons = link_fragments(sorting, templates, segment_durations(traces))
     shares = shares_of_unit = np.ones(len(sorting.to_spike_vector()), dtype="float32")
     if matching:
-        norms, _ = residuals.describe_templates()
         max_delays_ms = (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS)
-        shares, shares_of_unit = find_true_shares(sorting, norms, neurons, max_delays_ms)
+        shares, shares_of_unit = find_true_shares(sorting, residuals.measure_norms(), neurons, max_delays_ms)
         posteriors = shares * compute_posteriors(sorting, residuals, neurons)
     is_true = find_true_spikes(sorting, shares, shares_of_unit)
     labels = np.where(is_true, neurons[sorting.to_spike_vector()["unit_index"]], -1)

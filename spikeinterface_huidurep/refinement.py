@@ -108,7 +108,7 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     sizes = np.bincount(unit_indices, minlength=len(sorting.unit_ids))
     members = [thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sizes))]
     made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
-    norms, _ = residuals.describe_templates()
+    norms = residuals.measure_norms()
     changes = _Changes()
     _split_units(changes, residuals, members, threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
@@ -242,12 +242,11 @@ def find_larger_spikes(residuals, rows, unit_index):
 
 def _collect_spikes(groups):
     """Indices of the spikes of all groups, the group of each, and its lag; int64 (n_spikes,)."""
-    rows, labels, lags = (np.zeros(0, dtype="int64") for _ in range(3))
-    for group, (rows_of_group, lags_of_group, _) in enumerate(groups):
-        rows = np.r_[rows, rows_of_group]
-        labels = np.r_[labels, np.full(len(rows_of_group), group)]
-        lags = np.r_[lags, np.broadcast_to(lags_of_group, len(rows_of_group))]
-    return rows, labels, lags
+    if not groups:
+        return (np.zeros(0, dtype="int64"),) * 3
+    labels = np.repeat(np.arange(len(groups)), [len(rows) for rows, _, _ in groups])
+    lags = np.concatenate([np.broadcast_to(lags, len(rows)) for rows, lags, _ in groups])
+    return np.concatenate([rows for rows, _, _ in groups]), labels, lags
 
 
 def _make_peaks(spikes, lags, main_channels):

@@ -40,7 +40,7 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
     """
     kept = templates.select_units(np.setdiff1d(templates.unit_ids, refined.replaced))
     if len(refined.peaks) == 0:
-        return kept if len(kept.unit_ids) > 0 else None
+        return join_templates(kept, None)
     rest = take_away(traces, sorting, templates)
     means = average_peaks(rest, refined.peaks, refined.labels, params, job_kwargs)
     own = average_own_templates(templates, refined) * means.sparsity_mask[:, None, :]

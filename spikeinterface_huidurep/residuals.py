@@ -49,9 +49,9 @@ class Residuals:
     noise: Noise
     """What is left at any time."""
 
-    def describe_templates(self):
-        """Norms (n_units,) in noise SD, and locations of the main channels (n_units, 2) in um, of the templates."""
-        return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2))), self.neighborhoods.locations_um[self.main_channels]
+    def measure_norms(self):
+        """Norms of the templates, shape (n_units,) in noise SD."""
+        return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2)))
 
     def locate_templates(self):
         """Centres of mass of the squared peak-to-peak amplitudes of the templates, shape (n_units, 2) in um."""

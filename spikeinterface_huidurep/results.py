@@ -43,7 +43,7 @@ def compute_posteriors(sorting, residuals, neurons):
         In the order of `sorting.to_spike_vector()`.
     """
     unit_indices = sorting.to_spike_vector()["unit_index"]
-    _, locations_um = residuals.describe_templates()
+    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
     counts = np.bincount(neurons[unit_indices], minlength=len(neurons))[neurons]
     posteriors = np.full(len(unit_indices), 1 / (1 + OTHER_ODDS), dtype="float32")
     for unit_index, location_um in enumerate(locations_um):

@@ -251,7 +251,7 @@ def test_small_spikes_among_the_larger_make_no_template(matched):
 def test_weak_units_of_many_kinds_are_left_out(matched, monkeypatch, is_weak, share, is_dropped):
     """Unit CLEAN found 10 or 2 times more spikes than it was made of, and no larger ones."""
     sorting, residuals, _ = matched
-    norm = residuals.describe_templates()[0][1]
+    norm = residuals.measure_norms()[1]
     monkeypatch.setattr(refinement, "WEAK_NORM", norm + (1 if is_weak else -1))
     refined = refine(sorting, residuals, unit_20=share)
     assert (CLEAN in refined.replaced) == is_dropped
