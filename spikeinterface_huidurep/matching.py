@@ -72,6 +72,12 @@ def keep_large_templates(templates, params):
     """
     Templates that reach `min_snr` on a channel, on the channels where they are MIN_CHANNEL_PTP or larger.
 
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+        In multiples of the noise SD.
+    params : SorterParams
+
     Returns
     -------
     templates : None | spikeinterface.core.Templates
