@@ -1,5 +1,8 @@
 """
 Units that are one neuron: their templates are alike, and their spikes, freed from those that overlap them, show no gap.
+
+There has to be none, either, when what drift and changes of amplitude and time do to the spikes is taken out, and the
+colour of the noise, as in `splitting.py`: these may hide the gap between two neurons.
 """
 
 import numpy as np
@@ -8,7 +11,7 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
 from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
-from spikeinterface_huidurep.splitting import score_pair
+from spikeinterface_huidurep.splitting import N_AROUND, find_variation, remove_running_mean, remove_variation, score_pair
 
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
@@ -65,12 +68,40 @@ def _score_units(residuals, units, members, sizes, made_of):
     shares = [np.sum(part**2) / np.sum(template**2) for part, template in zip(waveforms, templates, strict=True)]
     if min(shares) < MIN_SHARED_ENERGY:
         return (0.0 if difference <= MAX_DIFFERENCE_OF_ONE * energy else np.inf), lag
+    whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
+    variation = find_variation(waveforms[0][:, residuals.window]) @ whitener
     vectors = []
     for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
-        left = residuals.read(thin(members[unit], MAX_TESTED_SPIKES), unit)[:, own_rows]
+        left = residuals.read(members[unit], unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    return score_pair(*vectors, sizes[units], MAX_SEPARATION_OF_ONE), lag
+    freed = [remove_variation(of_unit @ whitener, variation) for of_unit in vectors]
+    freed = remove_drift(*freed, *(members[unit] for unit in units))
+    scores = [
+        score_pair(*(thin(of_unit, MAX_TESTED_SPIKES) for of_unit in pair), sizes[units], MAX_SEPARATION_OF_ONE)
+        for pair in (vectors, freed)
+    ]
+    return max(scores), lag
+
+
+def remove_drift(first, second, times_of_first, times_of_second):
+    """
+    Subtract from the vectors of two units what drift has made of both, the mean over their spikes before and after.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+    times_of_first, times_of_second : np.ndarray, shape (n_first,), (n_second,)
+        Anything that puts the spikes of both in order.
+
+    Returns
+    -------
+    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+    """
+    order = np.argsort(np.r_[times_of_first, times_of_second])
+    moved = np.empty((len(order), first.shape[1]), dtype="float32")
+    moved[order] = remove_running_mean(np.concatenate([first, second])[order], min(N_AROUND, len(order) // 2))
+    return moved[: len(first)], moved[len(first) :]
 
 
 def compare_templates(first, second, noise_of_means):

@@ -217,8 +217,8 @@ def thin(values, n_max):
 
 
 def separation(first, second):
-    """Distance between the means of two samples in units of their common SD."""
-    return abs(first.mean() - second.mean()) / np.sqrt(0.5 * (first.var() + second.var()) + 1e-12)
+    """By how many common SD the mean of the first sample is above that of the second; 0 if it is below."""
+    return max(0.0, first.mean() - second.mean()) / np.sqrt(0.5 * (first.var() + second.var()) + 1e-12)
 
 
 def dip_score(first, second, sizes):

@@ -75,6 +75,24 @@ def test_units_that_are_apart_are_not_joined_for_lack_of_a_gap(limit, n_pairs, m
     assert len(find_same(residuals, members)) == n_pairs
 
 
+@pytest.mark.parametrize("difference, n_pairs", [(0.0, 1), (6.0, 0)])
+@pytest.mark.parametrize("hidden_by", ["drift", "amplitude"])
+def test_what_widens_both_units_hides_no_gap(hidden_by, difference, n_pairs):
+    """The units fire alternately; what tells them apart is along what changes, and on channel 3."""
+    residuals, members = make_residuals([SHAPE, SHAPE], [1, 1], n_spikes=400)
+    members = [np.arange(first, len(residuals.values), 2) for first in (0, 1)]
+    shape = SHAPE[:, residuals.window].T / np.linalg.norm(SHAPE[:, residuals.window])
+    on_channel = np.zeros_like(shape)
+    on_channel[30, 3] = 1.0
+    changes = {
+        "drift": np.linspace(-20, 20, len(residuals.values))[:, None, None] * on_channel,
+        "amplitude": np.random.default_rng(1).normal(0, 12, len(residuals.values))[:, None, None] * shape,
+    }
+    residuals.values[:] += changes[hidden_by]
+    residuals.values[members[1]] += difference * (on_channel if hidden_by == "drift" else on_channel + shape)
+    assert len(find_same(residuals, members)) == n_pairs
+
+
 @pytest.mark.parametrize("lag", [-7, 4])
 def test_what_is_left_moves_with_the_lag(lag):
     """The units are the same, but their templates are both wrong in the same way."""

@@ -318,6 +318,12 @@ def test_discriminant_separates_what_the_difference_of_the_means_does_not():
     assert separation(*along) < 2.7 < 5 < separation(*discriminant)
 
 
+def test_samples_in_the_wrong_order_are_not_apart():
+    above, below = np.array([4.0, 6.0]), np.array([0.0, 2.0])
+    assert separation(above, below) == pytest.approx(4)
+    assert separation(below, above) == 0
+
+
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_two_units_whose_amplitudes_change_do_not_merge(seed):
     rng = np.random.default_rng(seed)
