@@ -11,7 +11,13 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
 from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
-from spikeinterface_huidurep.splitting import N_AROUND, find_variation, remove_running_mean, remove_variation, score_pair
+from spikeinterface_huidurep.splitting import (
+    N_AROUND,
+    find_variation,
+    remove_running_mean,
+    remove_variation,
+    score_pair,
+)
 
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
