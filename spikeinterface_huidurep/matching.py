@@ -189,12 +189,12 @@ def match_templates(traces, templates, params, job_kwargs):
     return sorting
 
 
-def keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs):
+def keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwargs):
     """
     Leave out units that matching does not confirm.
 
-    A weak template that found far more spikes than it was made of found noise, or things of many kinds, unless its
-    spikes are like those of a neuron of which few were detected (`find_lasting_units`). A template that found far fewer
+    A weak template that found far more spikes than it had found noise, or things of many kinds, unless its spikes are
+    like those of a neuron of which few were detected (`find_lasting_units`). A template that found far fewer
     spikes was made of those of others. And one that fires with a stronger unit takes what that one's template leaves of
     its spikes.
 
@@ -205,8 +205,8 @@ def keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs):
         What matching found in them.
     templates : spikeinterface.core.Templates
         Of all units of the sorting, and maybe of others.
-    n_spikes : dict of unit id -> float
-        Number of detected spikes that the template was made of.
+    n_spikes, made_of : dict of unit id -> float
+        Number of spikes of each unit as far as it was known, and number of those that the template was made of.
     job_kwargs : dict
 
     Returns
@@ -214,8 +214,8 @@ def keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs):
     sorting : BaseSorting
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
-    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, n_spikes), strict=True))
-    frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * n_spikes[id_]]
+    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of), strict=True))
+    frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * made_of[id_]]
     inflated = [id_ for id_ in frequent if found[id_] > MAX_INFLATION * n_spikes[id_] and norms[id_] < WEAK_NORM]
     lasting = find_lasting_units(traces, sorting.select_units(inflated), templates.select_units(inflated), job_kwargs)
     sorting = sorting.select_units([id_ for id_ in frequent if id_ not in inflated or id_ in lasting])
@@ -303,12 +303,12 @@ def find_coincidences(samples, others, tolerance):
     return np.minimum(distance_after, distance_before) <= tolerance
 
 
-def measure_norms(templates, n_spikes):
+def measure_norms(templates, made_of):
     """Norm of every template in noise SD, without what the noise of its spikes adds; shape (n_units,)."""
     waveforms = templates.get_dense_templates()
     energies = np.sum(waveforms**2, axis=(1, 2))
     n_values = templates.num_samples * np.any(waveforms != 0, axis=1).sum(axis=1)
-    counts = np.array([n_spikes[unit_id] for unit_id in templates.unit_ids.tolist()])
+    counts = np.array([made_of[unit_id] for unit_id in templates.unit_ids.tolist()])
     return np.sqrt(np.maximum(energies - n_values / np.maximum(counts, 1), 0))
 
 

@@ -179,10 +179,10 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     residuals : Residuals | None
         Of the spikes of the last units; None if there were none.
     """
-    n_spikes = clusters.count_spikes()
+    n_spikes = made_of = clusters.count_spikes()
     residuals = None
     for look in range(1 + MAX_REFINEMENTS):
-        sorting, templates = match_units(traces, templates, n_spikes, params, job_kwargs)
+        sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
         clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
         if len(sorting.unit_ids) == 0:
             residuals = None
@@ -194,7 +194,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         clock.log("place", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units are no noise")
         if residuals is None or look == MAX_REFINEMENTS:
             break
-        refined = refine_units(sorting, residuals, n_spikes, params.merge_threshold, params.seed)
+        refined = refine_units(sorting, residuals, n_spikes, made_of, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
         if look == 0:  # later ones find what drift leaves of the units known
             missed = find_missed_units(traces, sorting, templates, residuals, params, spikes_folder, job_kwargs)
@@ -202,7 +202,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             refined = refined.add(*missed)
         if not refined.replaced and not refined.n_spikes:
             break
-        n_spikes |= refined.n_spikes
+        n_spikes, made_of = n_spikes | refined.n_spikes, made_of | refined.made_of
         move_inside(refined.peaks, traces)
         new_templates = renew_templates(traces, sorting, templates, refined, params, job_kwargs)
         if new_templates is None:
@@ -239,7 +239,7 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     return sorting, templates, residuals
 
 
-def match_units(traces, templates, n_spikes, params, job_kwargs):
+def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     """
     The units of which matching finds spikes, and that these confirm.
 
@@ -251,7 +251,7 @@ def match_units(traces, templates, n_spikes, params, job_kwargs):
     """
     templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
     sorting = match_templates(traces, templates, params, job_kwargs)
-    sorting = keep_confirmed_units(traces, sorting, templates, n_spikes, job_kwargs)
+    sorting = keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwargs)
     return sorting, templates.select_units(sorting.unit_ids)
 
 

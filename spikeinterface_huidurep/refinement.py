@@ -48,6 +48,8 @@ class RefinedUnits:
     """int64 (n_peaks,): samples by which the peaks are later than the spikes of the old units."""
     n_spikes: dict
     """Number of spikes of each new unit, dict of id -> float."""
+    made_of: dict
+    """Number of spikes that its template is made of: fewer, where these are the larger ones."""
     replaced: list
     """Ids of the old units."""
     free_id: int
@@ -76,12 +78,13 @@ class RefinedUnits:
             np.r_[self.origins, np.full(len(peaks), -1)],
             np.r_[self.lags, np.zeros(len(peaks), dtype="int64")],
             self.n_spikes | n_spikes,
+            self.made_of | n_spikes,
             self.replaced,
             self.free_id + len(unit_ids),
         )
 
 
-def refine_units(sorting, residuals, n_spikes, threshold, seed):
+def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     """
     Split units that hold several neurons, join units that are one, make templates anew that do not fit their spikes.
 
@@ -94,8 +97,8 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
         What matching found.
     residuals : Residuals
         Of its spikes.
-    n_spikes : dict of unit id -> float
-        Number of detected spikes that the template was made of.
+    n_spikes, made_of : dict of unit id -> float
+        Number of spikes of each unit as far as it was known, and number of those that the template was made of.
     threshold : float
         Dip score from which on there is a gap between two neurons.
     seed : int
@@ -107,7 +110,9 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
     unit_indices = sorting.to_spike_vector()["unit_index"]
     sizes = np.bincount(unit_indices, minlength=len(sorting.unit_ids))
     members = [thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sizes))]
-    made_of = np.array([n_spikes[unit_id] for unit_id in sorting.unit_ids.tolist()])
+    n_known, made_of = (
+        np.array([counts[unit_id] for unit_id in sorting.unit_ids.tolist()]) for counts in (n_spikes, made_of)
+    )
     norms = residuals.measure_norms()
     changes = _Changes()
     _split_units(changes, residuals, members, threshold, seed)
@@ -115,14 +120,15 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
     _align_units(changes, residuals, members, made_of, norms)
-    _take_larger_spikes(changes, residuals, members, sizes, made_of, norms)
+    _take_larger_spikes(changes, residuals, members, sizes, n_known, norms)
     rows, labels, lags = _collect_spikes(changes.groups)
     spikes = sorting.to_spike_vector()[rows]
     weights = sizes / np.maximum([len(rows) for rows in members], 1)
     first_id = max(sorting.unit_ids) + 1
-    n_spikes_of_new = {
-        first_id + group: weights[unit_indices[found]].sum() for group, (_, _, found) in enumerate(changes.groups)
-    }
+    n_spikes_of_new, made_of_new = (
+        {first_id + group: weights[unit_indices[members]].sum() for group, members in enumerate(groups)}
+        for groups in ([found for _, _, found in changes.groups], [rows for rows, _, _ in changes.groups])
+    )
     replaced = sorting.unit_ids[sorted(changes.units)].tolist()
     return RefinedUnits(
         _make_peaks(spikes, lags, residuals.main_channels),
@@ -130,6 +136,7 @@ def refine_units(sorting, residuals, n_spikes, threshold, seed):
         sorting.unit_ids[spikes["unit_index"]].astype("int64"),
         lags,
         n_spikes_of_new,
+        made_of_new,
         replaced,
         first_id + len(changes.groups),
     )
@@ -167,15 +174,15 @@ def _align_units(changes, residuals, members, made_of, norms):
                 changes.replace([index], [(rows, lags)])
 
 
-def _take_larger_spikes(changes, residuals, members, sizes, made_of, norms):
-    for index in np.flatnonzero(sizes > MIN_GAIN * made_of).tolist():
+def _take_larger_spikes(changes, residuals, members, sizes, n_known, norms):
+    for index in np.flatnonzero(sizes > MIN_GAIN * n_known).tolist():
         if index in changes.units:
             continue
         larger = find_larger_spikes(residuals, members[index], index)
         if len(larger) >= MIN_SPIKES:
             # all that were found count: made of the larger alone, it would find many more and grow again and again
             changes.replace([index], [(larger, 0)], found=members[index])
-        elif sizes[index] > MAX_INFLATION * made_of[index] and norms[index] < WEAK_NORM:
+        elif sizes[index] > MAX_INFLATION * n_known[index] and norms[index] < WEAK_NORM:
             changes.replace([index], [])  # it found things of many kinds
 
 

@@ -253,12 +253,14 @@ def make_units(found, norms):
     return sorting, make_sparse_templates(arrays, np.ones((len(found), 4), dtype=bool), unit_ids)
 
 
-def keep_confirmed(found, norms, n_spikes, sizes=None):
+def keep_confirmed(found, norms, n_spikes, sizes=None, made_of=None):
     """Ids that `keep_confirmed_units` leaves of these units, whose spikes have `sizes` times the template."""
     sorting, templates = make_units(found, norms)
     traces = inject_spikes(sorting, templates, sizes)
-    made_of = dict(zip(templates.unit_ids.tolist(), n_spikes, strict=True))
-    kept = keep_confirmed_units(traces, sorting, templates, made_of, JOB_KWARGS)
+    n_spikes, made_of = (
+        dict(zip(templates.unit_ids.tolist(), counts, strict=True)) for counts in (n_spikes, made_of or n_spikes)
+    )
+    kept = keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, JOB_KWARGS)
     counts = kept.count_num_spikes_per_unit(outputs="array")
     assert counts.tolist() == [
         n for n, unit_id in zip(found, sorting.unit_ids, strict=True) if unit_id in kept.unit_ids
@@ -301,9 +303,21 @@ def test_units_with_far_fewer_spikes_are_dropped(norm):
     assert keep_confirmed([enough - 1, enough, 100], [norm] * 3, [100.0] * 3) == [20, 30]
 
 
+def test_a_template_of_the_larger_spikes_needs_but_half_of_these():
+    """The others may have gone to another unit."""
+    enough = int(MIN_CONFIRMED * 40)
+    assert keep_confirmed([enough - 1, enough, 100], [3 * WEAK_NORM] * 3, [100.0] * 3, made_of=[40.0] * 3) == [20, 30]
+
+
+def test_it_is_not_inflated_by_the_others():
+    weak, found = 0.8 * WEAK_NORM, int(MAX_INFLATION * 100)
+    assert keep_confirmed([found, found], [weak, weak], [100.0, 60.0], made_of=[40.0, 40.0]) == [10]
+
+
 def test_what_the_noise_adds_does_not_make_a_template_strong():
     norm = np.sqrt(WEAK_NORM**2 + 5)  # the mean of 10 spikes has 100 / 10 of noise
     assert keep_confirmed([1000, 1000], [norm, norm], [10.0, 100.0]) == [20]
+    assert keep_confirmed([1000, 1000], [norm, norm], [100.0, 100.0], made_of=[10.0, 100.0]) == [20]
 
 
 def test_no_unit_may_be_confirmed():
@@ -391,7 +405,8 @@ def test_units_that_fire_with_a_stronger_one_are_not_confirmed():
     arrays = [np.full((25, 4), norm / 10) for norm in (20.0, 30.0)]
     templates = make_sparse_templates(arrays, np.ones((2, 4), dtype=bool), [3, 8])
     traces = inject_spikes(sorting, templates)
-    confirmed = keep_confirmed_units(traces, sorting, templates, {3: 100.0, 8: 100.0}, JOB_KWARGS)
+    n_spikes = {3: 100.0, 8: 100.0}
+    confirmed = keep_confirmed_units(traces, sorting, templates, n_spikes, n_spikes, JOB_KWARGS)
     assert confirmed.unit_ids.tolist() == [8]
 
 

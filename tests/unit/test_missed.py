@@ -172,17 +172,20 @@ def test_missed_units_get_ids_that_are_free():
         np.array([2, 2]),
         np.array([0, -1]),
         {7: 30.0, 8: 40.0},
+        {7: 15.0, 8: 40.0},
         [2],
         free_id=9,
     )
     new = old.add(make_peaks([30, 40, 50], 1), np.array([5, 2, 5]), share_selected=0.5)
     assert new.labels.tolist() == [7, 8, 10, 9, 10] and new.free_id == 11
     assert new.n_spikes == {7: 30.0, 8: 40.0, 9: 2.0, 10: 4.0} and new.replaced == [2]
+    assert new.made_of == {7: 15.0, 8: 40.0, 9: 2.0, 10: 4.0}
     assert new.peaks["sample_index"].tolist() == [10, 20, 30, 40, 50]
     assert new.origins.tolist() == [2, 2, -1, -1, -1] and new.lags.tolist() == [0, -1, 0, 0, 0]
 
 
 def test_no_missed_units_change_nothing():
-    old = RefinedUnits(make_peaks([10], 0), np.array([7]), np.array([4]), np.array([0]), {7: 30.0}, [], free_id=8)
+    counts = {7: 30.0}
+    old = RefinedUnits(make_peaks([10], 0), np.array([7]), np.array([4]), np.array([0]), counts, counts, [], free_id=8)
     new = old.add(make_peaks([], 0), np.zeros(0, int), 1.0)
     assert new.n_spikes == old.n_spikes and new.labels.tolist() == [7] and new.free_id == 8

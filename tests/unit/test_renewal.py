@@ -38,7 +38,7 @@ def make_refined(samples, labels, origins, lags, replaced):
     peaks = np.zeros(len(samples), dtype=base_peak_dtype)
     peaks["sample_index"], peaks["channel_index"] = samples + lags, 1
     n_spikes = {label: float(count) for label, count in zip(*np.unique(labels, return_counts=True), strict=True)}
-    return RefinedUnits(peaks, labels, origins, lags, n_spikes, replaced, free_id=NEW + 5)
+    return RefinedUnits(peaks, labels, origins, lags, n_spikes, n_spikes, replaced, free_id=NEW + 5)
 
 
 def make_traces(samples, units, waveforms):
