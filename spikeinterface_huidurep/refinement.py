@@ -7,7 +7,7 @@ alike (`joining.py`).
 
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
 its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
-and would make a template that picks more.
+and would make a template that picks more. Of a strong neuron they would be those that drift or bursts made large.
 
 The spikes of a large neuron may have been detected at different samples, so that its template is a blur, and the next
 template finds what the blur does not fit. Matched and aligned, they make a sharp one.
@@ -28,6 +28,7 @@ from spikeinterface_huidurep.splitting import split_unit
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
+MAX_NORM = 16.0  # noise SD; most spikes of a neuron with a larger template were detected
 MIN_LARGER = 0.2  # of the spikes of a unit: where fewer are larger, its template is too large already
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
@@ -178,7 +179,7 @@ def _take_larger_spikes(changes, residuals, members, sizes, n_known, norms):
     for index in np.flatnonzero(sizes > MIN_GAIN * n_known).tolist():
         if index in changes.units:
             continue
-        larger = find_larger_spikes(residuals, members[index], index)
+        larger = find_larger_spikes(residuals, members[index], index) if norms[index] <= MAX_NORM else []
         if len(larger) >= MIN_SPIKES:
             # all that were found count: made of the larger alone, it would find many more and grow again and again
             changes.replace([index], [(larger, 0)], found=members[index])

@@ -195,6 +195,12 @@ def test_a_unit_changes_once(matched):
     assert len(set(list_spikes(refined.peaks))) == len(refined.peaks) == 300
 
 
+@pytest.fixture
+def all_weak(monkeypatch):
+    """All units are weak enough for a template of the larger spikes."""
+    monkeypatch.setattr(refinement, "MAX_NORM", np.inf)
+
+
 def make_larger(matched, excess):
     """
     Residuals of `matched`, those of unit CLEAN with this much more along its template, (n,) or a number in noise SD.
@@ -215,6 +221,7 @@ def make_larger(matched, excess):
     return replace(residuals, values=values), own
 
 
+@pytest.mark.usefixtures("all_weak")
 @pytest.mark.parametrize("share, is_replaced", [(1 / 1.49, False), (1 / 1.51, True)])
 def test_a_unit_that_found_many_more_and_larger_spikes_gets_a_new_template(matched, monkeypatch, share, is_replaced):
     """Unit CLEAN, unlike the others, neither holds two neurons nor is one with another."""
@@ -229,6 +236,15 @@ def test_a_unit_that_found_many_more_and_larger_spikes_gets_a_new_template(match
         assert list_spikes(refined.peaks[refined.labels == 46]) == list_spikes(wanted)
 
 
+@pytest.mark.parametrize("is_weak", [True, False])
+def test_the_larger_spikes_of_a_strong_unit_are_no_better(matched, monkeypatch, is_weak):
+    sorting, residuals = matched[0], make_larger(matched, 10.0)[0]
+    monkeypatch.setattr(refinement, "MIN_SHARPENING", np.inf)
+    monkeypatch.setattr(refinement, "MAX_NORM", residuals.measure_norms()[1] + (1 if is_weak else -1))
+    assert (CLEAN in refine(sorting, residuals, unit_20=0.1).replaced) == is_weak
+
+
+@pytest.mark.usefixtures("all_weak")
 @pytest.mark.parametrize("excess, is_replaced", [(-3.0, False), (0.0, False), (4.0, True)])
 def test_spikes_must_be_larger_than_the_template(matched, excess, is_replaced):
     """Noise alone makes half of them larger by 0.8 SD, which is below MIN_EXCESS."""
@@ -237,6 +253,7 @@ def test_spikes_must_be_larger_than_the_template(matched, excess, is_replaced):
     assert (CLEAN in refine(matched[0], residuals, unit_20=0.1).replaced) == is_replaced
 
 
+@pytest.mark.usefixtures("all_weak")
 def test_small_spikes_among_the_larger_make_no_template(matched):
     """As where a blurred template of a neuron picks noise too. All were found: it is not made anew again."""
     residuals, own = make_larger(matched, np.where(np.arange(100) % 3, -6.0, 10.0))
@@ -259,12 +276,14 @@ def test_weak_units_of_many_kinds_are_left_out(matched, monkeypatch, is_weak, sh
     assert sorted(refined.n_spikes) == [43, 44, 45]
 
 
+@pytest.mark.usefixtures("all_weak")
 def test_too_few_larger_spikes_make_no_template(matched):
     few = MIN_SPIKES - 1
     residuals, _ = make_larger(matched, np.where(np.arange(100) < few, 10.0, -6.0))
     assert CLEAN not in refine(matched[0], residuals, unit_20=0.1).replaced
 
 
+@pytest.mark.usefixtures("all_weak")
 @pytest.mark.parametrize("n_larger, is_replaced", [(35, True), (45, False)])
 def test_a_template_that_is_too_large_for_most_spikes_grows_no_further(matched, monkeypatch, n_larger, is_replaced):
     """Enough spikes are larger in both cases; in the second they are fewer than asked of the unit."""
@@ -279,6 +298,7 @@ def test_no_spike_larger_than_the_template(matched):
     assert len(find_larger_spikes(residuals, own, 1)) == 0
 
 
+@pytest.mark.usefixtures("all_weak")
 def test_a_unit_that_is_split_or_joined_is_not_taken_again(matched):
     sorting, residuals, _ = matched
     refined = refine(sorting, residuals, unit_10=0.1, unit_31=0.1, unit_42=0.1)
