@@ -145,13 +145,11 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
 
-    neurons = link_fragments(sorting, templates, segment_durations(traces))
-    shares = shares_of_unit = np.ones(len(sorting.to_spike_vector()), dtype="float32")
     if matching:
-        max_delays_ms = (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS)
-        shares, shares_of_unit = find_true_shares(sorting, residuals.measure_norms(), neurons, max_delays_ms)
+        neurons, shares, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
         posteriors = shares * compute_posteriors(sorting, residuals, neurons)
-    is_true = find_true_spikes(sorting, shares, shares_of_unit)
+    else:
+        neurons, is_true = link_fragments(sorting, templates, segment_durations(traces)), True
     labels = np.where(is_true, neurons[sorting.to_spike_vector()["unit_index"]], -1)
     kept = keep_frequent_units(labels, 1.0, traces.get_total_duration(), params) >= 0
     sorting, posteriors = join_fragments(sorting, posteriors, neurons, kept)
@@ -253,6 +251,30 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     sorting = match_templates(traces, templates, params, job_kwargs)
     sorting = keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwargs)
     return sorting, templates.select_units(sorting.unit_ids)
+
+
+def find_neurons(sorting, templates, norms, traces):
+    """
+    The units that are fragments of one neuron, and the spikes that are none but what larger ones left over.
+
+    The fragments of a larger neuron together leave over more than chance has it, and leftovers hide that fragments take
+    turns: units are linked, leftovers found, and what is none linked again.
+
+    Returns
+    -------
+    neurons : np.ndarray, int64, shape (n_units,)
+        See `linking.link_fragments`.
+    shares : np.ndarray, float32, shape (n_spikes,)
+        Probability that each spike is no leftover.
+    is_true : np.ndarray, bool, shape (n_spikes,)
+        See `leftovers.find_true_spikes`.
+    """
+    neurons = link_fragments(sorting, templates, segment_durations(traces))
+    shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
+    is_true = find_true_spikes(sorting, shares, shares_of_unit)
+    true_spikes = sorting.to_spike_vector()[is_true]
+    without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
+    return link_fragments(without_leftovers, templates, segment_durations(traces)), shares, is_true
 
 
 def segment_durations(traces):

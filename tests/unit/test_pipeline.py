@@ -5,10 +5,13 @@ import pytest
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
 
+from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
 from spikeinterface_huidurep.params import SorterParams
-from spikeinterface_huidurep.pipeline import Clock, Clusters, find_units, segment_durations
+from spikeinterface_huidurep.pipeline import Clock, Clusters, find_neurons, find_units, segment_durations
 from spikeinterface_huidurep.waveforms import Neighborhoods
+
+from .test_linking import DURATION_S, fire, make_trains, make_units
 
 SAMPLING_FREQUENCY = 30_000.0
 
@@ -201,3 +204,19 @@ def test_units_stay_where_their_parts_can_be_none(tmp_path):
     sorting, templates, residuals = find_units_of((traces, peaks, None), labels, tmp_path, params=params)
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1]
     assert len(residuals.values) == len(sorting.to_spike_vector()) == 240
+
+
+# --- neurons ---
+
+
+def test_leftovers_do_not_hide_that_fragments_take_turns():
+    """Units 0 and 1 are one neuron; unit 1 has also found what half of the spikes of unit 2, far larger, left over."""
+    larger = np.sort(np.random.default_rng(0).uniform(0, DURATION_S, 700))
+    leftovers = larger[::2] + 0.3e-3
+    sorting = make_trains(fire(400, 0, 0.6), np.r_[fire(400, 0.4, 1), leftovers], larger)
+    templates = make_units((10, 3, 0), (6.5, 3, 0), (40, 8, 0))
+    traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
+    assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 2]
+    neurons, shares, is_true = find_neurons(sorting, templates, np.array([40.0, 30.0, 160.0]), traces)
+    assert neurons.tolist() in ([0, 0, 2], [1, 1, 2])
+    assert np.sum(~is_true) == len(leftovers) and np.all(shares[~is_true] < 0.1)
