@@ -74,40 +74,45 @@ def _score_units(residuals, units, members, sizes, made_of):
     shares = [np.sum(part**2) / np.sum(template**2) for part, template in zip(waveforms, templates, strict=True)]
     if min(shares) < MIN_SHARED_ENERGY:
         return (0.0 if difference <= MAX_DIFFERENCE_OF_ONE * energy else np.inf), lag
-    whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
-    variation = find_variation(waveforms[0][:, residuals.window]) @ whitener
     vectors = []
     for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
         left = residuals.read(members[unit], unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    freed = [remove_variation(of_unit @ whitener, variation) for of_unit in vectors]
-    freed = remove_drift(*freed, *(members[unit] for unit in units))
-    scores = [
-        score_pair(*(thin(of_unit, MAX_TESTED_SPIKES) for of_unit in pair), sizes[units], MAX_SEPARATION_OF_ONE)
-        for pair in (vectors, freed)
-    ]
-    return max(scores), lag
+    whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
+    freed = remove_changes(*vectors, *(members[unit] for unit in units), waveforms[0][:, residuals.window], whitener)
+    return max(_score_spikes(pair, sizes[units]) for pair in (vectors, freed)), lag
 
 
-def remove_drift(first, second, times_of_first, times_of_second):
+def _score_spikes(vectors, sizes):
+    """Dip score of the vectors of two units, infinite if they are apart; `sizes` count all their spikes."""
+    return score_pair(*(thin(of_unit, MAX_TESTED_SPIKES) for of_unit in vectors), sizes, MAX_SEPARATION_OF_ONE)
+
+
+def remove_changes(first, second, times_of_first, times_of_second, waveform, whitener):
     """
-    Subtract from the vectors of two units what drift has made of both, the mean over their spikes before and after.
+    Take out of the spikes of two units what changes of amplitude and time and drift do to both.
 
     Parameters
     ----------
     first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+        Spikes on n_channels * n_samples = n_dims.
     times_of_first, times_of_second : np.ndarray, shape (n_first,), (n_second,)
         Anything that puts the spikes of both in order.
+    waveform : np.ndarray, float32, shape (n_channels, n_samples)
+        Template of either; they are alike.
+    whitener : np.ndarray, float32, shape (n_dims, n_dims)
+        See `noise.Noise.make_whitener`.
 
     Returns
     -------
     first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
+        Whitened.
     """
+    vectors = remove_variation(np.concatenate([first, second]) @ whitener, find_variation(waveform) @ whitener)
     order = np.argsort(np.r_[times_of_first, times_of_second])
-    moved = np.empty((len(order), first.shape[1]), dtype="float32")
-    moved[order] = remove_running_mean(np.concatenate([first, second])[order], min(N_AROUND, len(order) // 2))
-    return moved[: len(first)], moved[len(first) :]
+    vectors[order] = remove_running_mean(vectors[order], min(N_AROUND, len(order) // 2))
+    return vectors[: len(first)], vectors[len(first) :]
 
 
 def compare_templates(first, second, noise_of_means):
