@@ -56,13 +56,13 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
-                score, lag = _score_units(residuals, [first, second], members, sizes, made_of)
+                score, lag = _score_units(residuals, [first, second], members, sizes, made_of, threshold)
                 if score < threshold:
                     pairs.append((score, first, int(second), lag))
     return [pair[1:] for pair in sorted(pairs)]
 
 
-def _score_units(residuals, units, members, sizes, made_of):
+def _score_units(residuals, units, members, sizes, made_of, threshold):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
     templates = [residuals.waveforms[unit].T for unit in units]
     noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
@@ -79,9 +79,13 @@ def _score_units(residuals, units, members, sizes, made_of):
         left = residuals.read(members[unit], unit)[:, own_rows]
         spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
         vectors.append(spikes.reshape(len(spikes), -1))
-    whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
-    freed = remove_changes(*vectors, *(members[unit] for unit in units), waveforms[0][:, residuals.window], whitener)
-    return max(_score_spikes(pair, sizes[units]) for pair in (vectors, freed)), lag
+    score = _score_spikes(vectors, sizes[units])
+    if score < threshold:
+        whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
+        times = (members[unit] for unit in units)
+        freed = remove_changes(*vectors, *times, waveforms[0][:, residuals.window], whitener)
+        score = max(score, _score_spikes(freed, sizes[units]))
+    return score, lag
 
 
 def _score_spikes(vectors, sizes):

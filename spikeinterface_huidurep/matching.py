@@ -193,10 +193,10 @@ def keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwar
     """
     Leave out units that matching does not confirm.
 
-    A weak template that found far more spikes than it had found noise, or things of many kinds, unless its spikes are
-    like those of a neuron of which few were detected (`find_lasting_units`). A template that found far fewer
-    spikes was made of those of others. And one that fires with a stronger unit takes what that one's template leaves of
-    its spikes.
+    A weak template that found far more spikes than were known of its unit found noise, or things of many kinds, unless
+    its spikes are like those of a neuron of which few were detected (`find_lasting_units`). A template that found far
+    fewer spikes than it was made of was made of those of others. And one that fires with a stronger unit takes what the
+    template of that one leaves of its spikes.
 
     Parameters
     ----------

@@ -26,7 +26,7 @@ from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multip
 from spikeinterface_huidurep.splitting import split_unit
 
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
-MIN_GAIN = 1.5  # times more spikes than the template was made of: they make a better one
+MIN_GAIN = 1.5  # times more spikes than were known of the unit: they make a better template
 MIN_EXCESS = 2.0  # noise SD; mean of what is left, along the template, of those spikes that are larger than it
 MAX_NORM = 16.0  # noise SD; most spikes of a neuron with a larger template were detected
 MIN_LARGER = 0.2  # of the spikes of a unit: where fewer are larger, its template is too large already
@@ -124,12 +124,10 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     _take_larger_spikes(changes, residuals, members, sizes, n_known, norms)
     rows, labels, lags = _collect_spikes(changes.groups)
     spikes = sorting.to_spike_vector()[rows]
-    weights = sizes / np.maximum([len(rows) for rows in members], 1)
+    weights = (sizes / np.maximum([len(rows) for rows in members], 1))[unit_indices]
     first_id = max(sorting.unit_ids) + 1
-    n_spikes_of_new, made_of_new = (
-        {first_id + group: weights[unit_indices[members]].sum() for group, members in enumerate(groups)}
-        for groups in ([found for _, _, found in changes.groups], [rows for rows, _, _ in changes.groups])
-    )
+    n_spikes_of_new = {first_id + group: weights[found].sum() for group, (_, _, found) in enumerate(changes.groups)}
+    made_of_new = {first_id + group: weights[taken].sum() for group, (taken, _, _) in enumerate(changes.groups)}
     replaced = sorting.unit_ids[sorted(changes.units)].tolist()
     return RefinedUnits(
         _make_peaks(spikes, lags, residuals.main_channels),
