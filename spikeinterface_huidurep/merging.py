@@ -13,7 +13,6 @@ whose cores, the largest of the clusters they were merged from, have a wide gap 
 import numpy as np
 from scipy.linalg import eigh
 from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
-from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.waveforms import MODEL_HZ
 
@@ -29,7 +28,6 @@ N_DIRECTIONS = 10  # in which the spikes of a pair vary most, for the discrimina
 MAX_VARIATION_SPIKES = 250  # of one cluster; they give these directions
 
 
-@threadpool_limits.wrap(limits=1)  # many small problems: on a busy machine threads make them ten times slower
 def merge_clusters(waveforms, peaks, labels, neighborhoods, threshold, sampling_frequency, seed):
     """
     Merge clusters without a gap between them.

@@ -10,6 +10,7 @@ from spikeinterface.core import NumpySorting
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.job_tools import fix_job_kwargs
 from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
+from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
@@ -52,6 +53,7 @@ logger = logging.getLogger(__name__)
 MAX_REFINEMENTS = 2  # times that the units are looked at again
 
 
+@threadpool_limits.wrap(limits=1, user_api="blas")  # small products: on a busy machine threads take many times as long
 def sort_recording(recording, params, folder, verbose=False):
     """
     Sort a recording, each group of channels on its own.
@@ -259,6 +261,15 @@ def find_neurons(sorting, templates, norms, traces):
 
     The fragments of a larger neuron together leave over more than chance has it, and leftovers hide that fragments take
     turns: units are linked, leftovers found, and what is none linked again.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+        Of its units.
+    norms : np.ndarray, float32, shape (n_units,)
+        Of the templates, in noise SD.
+    traces : BaseRecording
 
     Returns
     -------

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
+from threadpoolctl import threadpool_info, threadpool_limits
 
+from spikeinterface_huidurep import pipeline
 from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
 from spikeinterface_huidurep.params import SorterParams
@@ -60,6 +62,20 @@ def test_sorting_of_some_clusters_by_hand():
 def test_durations_of_segments():
     segments = [np.zeros((n_samples, 1), "float32") for n_samples in (30_000, 1500)]
     assert segment_durations(NumpyRecording(segments, SAMPLING_FREQUENCY)) == [1.0, 0.05]
+
+
+def test_linear_algebra_uses_one_thread(tmp_path, monkeypatch):
+    found = []
+
+    def look(*_):
+        found.extend(library["num_threads"] for library in threadpool_info() if library["user_api"] == "blas")
+        raise InterruptedError
+
+    monkeypatch.setattr(pipeline, "remove_dead_channels", look)
+    recording = NumpyRecording([np.zeros((100, 1), "float32")], SAMPLING_FREQUENCY)
+    with threadpool_limits(2, user_api="blas"), pytest.raises(InterruptedError):
+        pipeline.sort_recording(recording, SorterParams(), tmp_path)
+    assert set(found) == {1}
 
 
 # --- units ---
