@@ -225,15 +225,14 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     residuals : Residuals | None
         As they are, if none changes; None if no spikes are left.
     """
-    blocks = split_time(traces)
-    changes = find_changes(sorting, residuals, blocks)
-    n_changed = len(set().union(*changes))
+    changes = find_changes(sorting, residuals, split_time(traces))
+    n_changed = len(changes.find_units())
     if n_changed > 0:
-        sorting = match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs)
+        sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
         spikes_folder = folder / "waveforms" / "spikes_followed"
         sorting, templates, residuals = place_spikes(
-            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
+            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs, changes
         )
     clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
     return sorting, templates, residuals

@@ -17,6 +17,7 @@ from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
 from spikeinterface.core.template_tools import get_template_amplitudes
 
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.noise import Noise
@@ -169,7 +170,7 @@ def read_waveforms(values, rows, n_channels):
     return values[rows][:, :, :n_channels].transpose(0, 2, 1)
 
 
-def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, changes=NO_CHANGES):
     """
     Move spikes by a sample where their template fits better there, leave out noise, and take all templates away.
 
@@ -180,6 +181,8 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     ----------
     traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs
         As for `extract_residuals`.
+    changes : Changes, default: NO_CHANGES
+        Of the waveforms that the spikes are compared with.
 
     Returns
     -------
@@ -193,9 +196,10 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     residuals = extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs)
     spikes = sorting.to_spike_vector().copy()
     kept = np.zeros(len(spikes), dtype=bool)
-    for unit_index in range(len(sorting.unit_ids)):
-        members = np.flatnonzero(spikes["unit_index"] == unit_index)
-        places, is_spike = judge_spikes(residuals, spikes, members, unit_index)
+    for unit_index, unit_id in enumerate(sorting.unit_ids.tolist()):
+        parts = changes.divide(spikes, np.flatnonzero(spikes["unit_index"] == unit_index), unit_id)
+        members = np.concatenate([rows for rows, _ in parts])
+        places, is_spike = judge_spikes(residuals, spikes, parts, unit_index)
         spikes["sample_index"][members] += places
         kept[members] = is_spike
     move_inside(spikes, traces)
@@ -213,7 +217,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     return placed, templates, residuals
 
 
-def judge_spikes(residuals, spikes, members, unit_index):
+def judge_spikes(residuals, spikes, parts, unit_index):
     """
     Where the spikes of a unit are, and whether they are spikes.
 
@@ -222,31 +226,42 @@ def judge_spikes(residuals, spikes, members, unit_index):
     residuals : Residuals
     spikes : np.ndarray, structured, shape (n_all_spikes,)
         Of all units.
-    members : np.ndarray, int64, shape (n_spikes,)
-        Rows of the spikes of the unit.
+    parts : list of (np.ndarray, Change | None)
+        Rows of the spikes of the unit, see `Changes.divide`.
     unit_index : int
 
     Returns
     -------
     places : np.ndarray, int64, shape (n_spikes,)
-        Samples from where each spike is to where the template fits it best.
+        Samples from where each spike is to where its waveform fits it best; the parts one after the other.
     is_spike : np.ndarray, bool, shape (n_spikes,)
         Whether it is too large to be noise there.
     """
     channels = residuals.find_channels(unit_index)
-    waveform = residuals.get_waveform(unit_index, channels)
+    measured = [_measure_spikes(residuals, rows, unit_index, change) for rows, change in parts]
+    places, sizes, is_spike = (np.concatenate(values) for values in zip(*measured, strict=True))
+    members = np.concatenate([rows for rows, _ in parts])
+    noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
+    is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
+    return places, is_spike & is_neuron
+
+
+def _measure_spikes(residuals, rows, unit_index, change):
+    """Of spikes with one waveform: where they are, their size in noise SD there, and whether it is large enough."""
+    channels = residuals.find_channels(unit_index)
+    template = residuals.get_waveform(unit_index, channels)
+    waveform = template.copy()
+    if change is not None:
+        _, own, changed = np.intersect1d(channels, change.channels, return_indices=True)
+        waveform[own, residuals.window] += change.waveform[changed]
     moved = move_waveform(waveform, PLACES)[:, :, residuals.window]
     filters, norms = make_filters(moved, residuals.noise.make_whitener(channels, moved.shape[2]))
     others = np.concatenate([moved, filters])
-    products = residuals.apply(partial(multiply, others=others), members, unit_index)
-    products, sizes = np.split(products + multiply(waveform[None, :, residuals.window], others), 2, axis=1)
+    products = residuals.apply(partial(multiply, others=others), rows, unit_index)
+    products, sizes = np.split(products + multiply(template[None, :, residuals.window], others), 2, axis=1)
     chosen = choose_lags(products, moved)
-    sizes = sizes[np.arange(len(members)), chosen]
-    smallest = np.minimum(NOISE_SIZE, norms - MAX_DEFICIT)[chosen]
-    is_spike = sizes >= smallest
-    noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
-    is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
-    return PLACES[chosen], is_spike & is_neuron
+    sizes = sizes[np.arange(len(rows)), chosen]
+    return PLACES[chosen], sizes, sizes >= np.minimum(NOISE_SIZE, norms - MAX_DEFICIT)[chosen]
 
 
 def make_filters(waveforms, whitener):

@@ -6,12 +6,14 @@ waveform differs there; matched anew with the templates of each part, spikes tha
 template go back to their own.
 """
 
-from dataclasses import dataclass, replace
+from collections import ChainMap
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 
+from spikeinterface_huidurep.changes import Change, Changes, find_block
 from spikeinterface_huidurep.matching import keep_frequent_units, make_sorting
 from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.refinement import MAX_SPIKES
@@ -21,16 +23,6 @@ BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
-
-
-@dataclass
-class Change:
-    """What a waveform is more than its template, for some time."""
-
-    channels: np.ndarray
-    """int (n_channels,)."""
-    waveform: np.ndarray
-    """float32 (n_channels, n_samples): the window of `Residuals.values`."""
 
 
 def split_time(traces):
@@ -55,7 +47,8 @@ def find_changes(sorting, residuals, blocks):
     """
     How the waveforms of units differ from their templates in blocks of time.
 
-    The mean of what is left of the spikes, shrunk by what their noise makes of it (James and Stein 1961).
+    The mean of what is left of the spikes, shrunk by what their noise makes of it (James and Stein 1961). A unit that
+    has too few spikes in a block, as where drift made them another unit's, is taken to be as in the nearest one.
 
     Parameters
     ----------
@@ -63,32 +56,53 @@ def find_changes(sorting, residuals, blocks):
     residuals : Residuals
         Of its spikes.
     blocks : list of (int, int, int)
+        See `split_time`.
 
     Returns
     -------
-    changes : list of dict of unit index -> Change
-        One a block, of the units that change by MIN_CHANGE or more.
+    changes : Changes
+        Of the units that change by MIN_CHANGE or more.
     """
     spikes = sorting.to_spike_vector()
-    changes = []
-    for block in blocks:
-        inside = find_block(spikes, block)
-        unit_indices = spikes["unit_index"][inside]
-        changes.append({})
-        for unit in np.flatnonzero(np.bincount(unit_indices) >= MIN_SPIKES).tolist():
-            rows = thin(inside.start + np.flatnonzero(unit_indices == unit), MAX_SPIKES)
-            waveform = shrink_mean(residuals.read(rows, unit))
-            if np.linalg.norm(waveform) >= MIN_CHANGE:
-                changes[-1][unit] = Change(residuals.find_channels(unit), waveform)
+    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block) for block in blocks]
+    of_block = [
+        {unit: change for unit, change in changes.items() if np.linalg.norm(change.waveform) >= MIN_CHANGE}
+        for changes in borrow_changes(measured, blocks)
+    ]
+    return Changes(blocks, of_block)
+
+
+def _measure_changes(spikes, unit_ids, residuals, block):
+    """Changes in a block of the units that have MIN_SPIKES there, be they ever so small: dict of unit id -> Change."""
+    inside = find_block(spikes, block)
+    unit_indices = spikes["unit_index"][inside]
+    changes = {}
+    for index in np.flatnonzero(np.bincount(unit_indices) >= MIN_SPIKES).tolist():
+        rows = thin(inside.start + np.flatnonzero(unit_indices == index), MAX_SPIKES)
+        changes[int(unit_ids[index])] = Change(residuals.find_channels(index), shrink_mean(residuals.read(rows, index)))
     return changes
 
 
-def find_block(spikes, block):
-    """The spikes in a block, slice of the rows of a spike vector."""
-    segment, start, stop = block
-    offset = np.searchsorted(spikes["segment_index"], segment)
-    samples = spikes["sample_index"][spikes["segment_index"] == segment]
-    return slice(*(offset + np.searchsorted(samples, [start, stop])).tolist())
+def borrow_changes(measured, blocks):
+    """
+    Take what is not known of a block from the nearest one of the segment, the earlier of two.
+
+    Parameters
+    ----------
+    measured : list of dict
+        One a block.
+    blocks : list of (int, int, int)
+
+    Returns
+    -------
+    borrowed : list of dict
+    """
+    borrowed = []
+    for index, (segment, _, _) in enumerate(blocks):
+        same_segment = [other for other, block in enumerate(blocks) if block[0] == segment]
+        nearest_first = sorted(same_segment, key=lambda other, index=index: abs(other - index))
+        borrowed.append(dict(ChainMap(*(measured[other] for other in nearest_first))))
+    return borrowed
 
 
 def shrink_mean(values):
@@ -109,7 +123,7 @@ def shrink_mean(values):
     return mean * max(0.0, 1.0 - by_chance / max(np.sum(mean**2), 1e-12))
 
 
-def match_changing_templates(traces, sorting, templates, blocks, changes, params, job_kwargs):
+def match_changing_templates(traces, sorting, templates, changes, params, job_kwargs):
     """
     Match the blocks in which units change with the templates as they are there.
 
@@ -121,8 +135,7 @@ def match_changing_templates(traces, sorting, templates, blocks, changes, params
         What the templates of the whole recording found: kept in the other blocks.
     templates : spikeinterface.core.Templates
         Of the units of the sorting, in their order.
-    blocks : list of (int, int, int)
-    changes : list of dict of unit index -> Change
+    changes : Changes
     params : SorterParams
     job_kwargs : dict
 
@@ -133,7 +146,7 @@ def match_changing_templates(traces, sorting, templates, blocks, changes, params
     """
     spikes = sorting.to_spike_vector()
     found = []
-    for block, of_block in zip(blocks, changes, strict=True):
+    for block, of_block in zip(changes.blocks, changes.of_block, strict=True):
         if of_block:
             found.append(_match_block(traces, change_templates(templates, of_block), block, job_kwargs))
         else:
@@ -165,7 +178,7 @@ def change_templates(templates, changes):
     ----------
     templates : spikeinterface.core.Templates
         Sparse.
-    changes : dict of unit index -> Change
+    changes : dict of unit id -> Change
 
     Returns
     -------
@@ -174,9 +187,10 @@ def change_templates(templates, changes):
     """
     array = templates.templates_array.copy()
     start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
-    for unit, change in changes.items():
-        own_channels = np.flatnonzero(templates.sparsity_mask[unit])
+    for unit_id, change in changes.items():
+        index = templates.unit_ids.tolist().index(unit_id)
+        own_channels = np.flatnonzero(templates.sparsity_mask[index])
         _, own, seen = np.intersect1d(own_channels, change.channels, return_indices=True)
         first, last = max(0, start), min(templates.num_samples, start + change.waveform.shape[1])
-        array[unit, first:last, own] += change.waveform[seen, first - start : last - start]
+        array[index, first:last, own] += change.waveform[seen, first - start : last - start]
     return replace(templates, templates_array=array)

@@ -5,6 +5,7 @@ import pytest
 from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import residuals as residuals_module
+from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
 from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.residuals import (
     MAX_DEFICIT,
@@ -119,11 +120,11 @@ def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def place(traces, sorting, templates, folder):
+def place(traces, sorting, templates, folder, changes=NO_CHANGES):
     recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
     recording.set_probe(templates.probe)
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
-    return place_spikes(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
+    return place_spikes(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS, changes)
 
 
 PLACED_SHAPES = np.zeros((2, 90, N_CHANNELS))
@@ -236,6 +237,25 @@ def test_spikes_that_come_when_noise_is_loud_must_be_larger(tmp_path, loud, n_un
     templates = make_templates(PLACED_SHAPES[:1] * factor, 30, unit_ids=[4])
     placed, _, _ = place([traces], sorting, templates, tmp_path)
     assert len(placed.unit_ids) == n_units
+
+
+@pytest.mark.parametrize("is_known, share_kept", [(True, 1.0), (False, 0.0)])
+def test_spikes_are_judged_by_the_waveform_of_their_time(tmp_path, is_known, share_kept):
+    """In the second half the neuron is smaller and has its trough later; its template is the early one."""
+    samples = 100 + 2000 * np.arange(100)
+    edge = 100_000
+    early = 20 * PLACED_SHAPES[0] / np.linalg.norm(PLACED_SHAPES[0])
+    late = 0.4 * np.roll(early, 12, axis=0)
+    traces = np.random.default_rng(0).normal(size=(2 * edge, N_CHANNELS)).astype("float32")
+    for sample in samples:
+        traces[sample - 30 : sample + 60] += early if sample < edge else late
+    sorting = make_sorting(samples, np.zeros(100, int), np.zeros(100, int), unit_ids=np.array([4]))
+    change = Change(np.arange(N_CHANNELS), (late - early)[30 - N_BEFORE : 30 + N_AFTER].T.astype("float32"))
+    changes = Changes([(0, 0, edge), (0, edge, 2 * edge)], [{}, {4: change} if is_known else {}])
+    placed, _, _ = place([traces], sorting, make_templates(early[None], 30, unit_ids=[4]), tmp_path, changes)
+    kept = placed.to_spike_vector()["sample_index"]
+    assert np.sum(kept < edge) == 50
+    assert np.sum(kept >= edge) == pytest.approx(50 * share_kept, abs=2)
 
 
 def test_matched_filters():

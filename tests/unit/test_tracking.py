@@ -2,11 +2,10 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording, Templates
 
 from spikeinterface_huidurep import tracking
+from spikeinterface_huidurep.changes import Change, Changes, find_block
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.residuals import count_samples, extract_residuals
 from spikeinterface_huidurep.tracking import (
@@ -14,9 +13,8 @@ from spikeinterface_huidurep.tracking import (
     MAX_BLOCKS,
     MIN_CHANGE,
     MIN_SPIKES,
-    Change,
+    borrow_changes,
     change_templates,
-    find_block,
     find_changes,
     match_changing_templates,
     shrink_mean,
@@ -47,25 +45,6 @@ def test_blocks_are_the_recording(durations_s, n_blocks):
         ends = [block[1:] for block in blocks if block[0] == segment]
         assert ends[0][0] == 0 and ends[-1][1] == traces.get_num_samples(segment)
         assert all(first[1] == second[0] for first, second in zip(ends[:-1], ends[1:], strict=True))
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    spikes=st.lists(st.tuples(st.integers(0, 2), st.integers(0, 20)), max_size=30).map(sorted),
-    segment=st.integers(0, 2),
-    start=st.integers(0, 20),
-    n_samples=st.integers(0, 10),
-)
-def test_spikes_of_a_block(spikes, segment, start, n_samples):
-    vector = make_sorting(
-        np.array([sample for _, sample in spikes], dtype=int),
-        np.zeros(len(spikes), dtype=int),
-        np.array([of_segment for of_segment, _ in spikes], dtype=int),
-        unit_ids=np.array([0]),
-    ).to_spike_vector()
-    found = find_block(vector, (segment, start, start + n_samples))
-    rows = [row for row, spike in enumerate(spikes) if spike[0] == segment and start <= spike[1] < start + n_samples]
-    assert list(range(len(vector))[found]) == rows
 
 
 # --- changes ---
@@ -138,11 +117,11 @@ def drifting(tmp_path_factory):
 
 def test_what_changes_is_found(drifting):
     _, sorting, _, residuals, blocks, _ = drifting
-    changes = find_changes(sorting, residuals, blocks)
-    assert 1 in changes[0] and 1 in changes[1] and 0 not in changes[0]
+    changes = find_changes(sorting, residuals, blocks).of_block
+    assert 8 in changes[0] and 8 in changes[1] and 3 not in changes[0]
     n_before, n_after = count_samples(SAMPLING_FREQUENCY)
     expected = 0.5 * (EARLY - LATE)[N_BEFORE - n_before : N_BEFORE + n_after].T
-    for change, sign in ((changes[0][1], 1), (changes[1][1], -1)):
+    for change, sign in ((changes[0][8], 1), (changes[1][8], -1)):
         assert change.channels.tolist() == list(range(N_CHANNELS))
         assert np.linalg.norm(change.waveform - sign * expected) < 0.3 * np.linalg.norm(expected)
 
@@ -152,7 +131,24 @@ def test_small_changes_and_few_spikes_say_nothing(drifting, monkeypatch, name, v
     assert MIN_CHANGE < 1e3 and MIN_SPIKES < 1000
     monkeypatch.setattr(tracking, name, value)
     _, sorting, _, residuals, blocks, _ = drifting
-    assert find_changes(sorting, residuals, blocks) == [{}, {}]
+    assert find_changes(sorting, residuals, blocks).of_block == [{}, {}]
+
+
+def test_changes_are_borrowed_from_the_nearest_block():
+    blocks = [(0, 0, 10), (0, 10, 20), (0, 20, 30), (1, 0, 10), (1, 10, 20)]
+    measured = [{3: "a"}, {}, {3: "b", 8: "c"}, {}, {8: "d"}]
+    borrowed = borrow_changes(measured, blocks)
+    assert borrowed == [{3: "a", 8: "c"}, {3: "a", 8: "c"}, {3: "b", 8: "c"}, {8: "d"}, {8: "d"}]
+    assert measured[1] == {}  # the argument is not changed
+
+
+def test_a_unit_that_lost_its_spikes_is_as_in_the_nearest_block(drifting):
+    _, sorting, _, residuals, blocks, _ = drifting
+    spikes = sorting.to_spike_vector()
+    n_late = np.sum((spikes["unit_index"] == 1) & (spikes["sample_index"] >= BLOCK_SIZE))
+    empty = (0, blocks[1][2], blocks[1][2] + BLOCK_SIZE)
+    *_, late, after = find_changes(sorting, residuals, [*blocks, empty]).of_block
+    assert n_late >= MIN_SPIKES and after[8] is late[8]
 
 
 # --- templates ---
@@ -169,7 +165,7 @@ def test_changed_templates(nbefore):
     )
     n_before, n_after = count_samples(SAMPLING_FREQUENCY)
     change = np.random.default_rng(0).normal(size=(2, n_before + n_after)).astype("float32")
-    changed = change_templates(templates, {1: Change(np.array([2, 3]), change)})
+    changed = change_templates(templates, {8: Change(np.array([2, 3]), change)})
     expected = templates.get_dense_templates().copy()
     for index, sample in enumerate(range(nbefore - n_before, nbefore + n_after)):
         if 0 <= sample < N_SAMPLES:
@@ -194,7 +190,7 @@ def test_spikes_go_back_to_their_neuron(drifting):
     traces, sorting, templates, residuals, blocks, truth = drifting
     assert score(sorting, *truth) < 0.95
     changes = find_changes(sorting, residuals, blocks)
-    followed = match_changing_templates(traces, sorting, templates, blocks, changes, SorterParams(), JOB_KWARGS)
+    followed = match_changing_templates(traces, sorting, templates, changes, SorterParams(), JOB_KWARGS)
     assert followed.unit_ids.tolist() == UNIT_IDS
     assert score(followed, *truth) > 0.99
     assert len(followed.to_spike_vector()) == pytest.approx(len(sorting.to_spike_vector()), abs=3)
@@ -202,23 +198,21 @@ def test_spikes_go_back_to_their_neuron(drifting):
 
 def test_blocks_without_a_change_are_kept(drifting):
     traces, sorting, templates, residuals, blocks, _ = drifting
-    changes = find_changes(sorting, residuals, blocks)
-    followed = match_changing_templates(
-        traces, sorting, templates, blocks, [{}, changes[1]], SorterParams(), JOB_KWARGS
-    )
+    late_only = Changes(blocks, [{}, find_changes(sorting, residuals, blocks).of_block[1]])
+    followed = match_changing_templates(traces, sorting, templates, late_only, SorterParams(), JOB_KWARGS)
     before, after = (item.to_spike_vector() for item in (sorting, followed))
     assert np.array_equal(before[find_block(before, blocks[0])], after[find_block(after, blocks[0])])
-    kept = match_changing_templates(traces, sorting, templates, blocks, [{}, {}], SorterParams(), JOB_KWARGS)
+    kept = match_changing_templates(traces, sorting, templates, Changes(blocks, [{}, {}]), SorterParams(), JOB_KWARGS)
     assert np.array_equal(kept.to_spike_vector(), before)
 
 
 @pytest.mark.parametrize("shift", range(-60, 61, 20))
 def test_spikes_at_the_edge_of_blocks_are_found_once(drifting, shift):
     traces, sorting, templates, residuals, blocks, (samples, units) = drifting
-    early, _ = find_changes(sorting, residuals, blocks)
+    early, _ = find_changes(sorting, residuals, blocks).of_block
     edge = int(samples[40] + shift)
-    blocks, changes = [(0, 0, edge), (0, edge, traces.get_num_samples())], [early, early]
-    followed = match_changing_templates(traces, sorting, templates, blocks, changes, SorterParams(), JOB_KWARGS)
+    changes = Changes([(0, 0, edge), (0, edge, traces.get_num_samples())], [early, early])
+    followed = match_changing_templates(traces, sorting, templates, changes, SorterParams(), JOB_KWARGS)
     near = followed.to_spike_vector()
     near = near[np.abs(near["sample_index"] - samples[40]) <= 3]
     assert len(near) == 1 and near["unit_index"][0] == units[40]
