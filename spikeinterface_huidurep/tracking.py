@@ -3,7 +3,7 @@ Follow neurons whose waveforms change slowly, as they do where the probe drifts.
 
 A template is the mean over the whole recording. What is left of the spikes of a unit in one part of it shows how its
 waveform differs there; matched anew with the templates of each part, spikes that had come to resemble another unit's
-template go back to their own.
+template go back to their own. What is noise is judged by these templates, too (`residuals.place_spikes`).
 """
 
 from collections import ChainMap
