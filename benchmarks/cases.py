@@ -132,11 +132,11 @@ def load_object(path):
     return si.load(path)
 
 
-def make_native(noise_level_uv, duration_s=MADE_DURATION_S, seed=0, **generator):
+def make_native(noise_level_uv, duration_s=MADE_DURATION_S, seed=0, sampling_frequency=30000.0, **generator):
     """SpikeInterface's own generator: amplitudes decay exponentially with distance, noise white in time and space."""
     return si.generate_ground_truth_recording(
         durations=[duration_s],
-        sampling_frequency=30000.0,
+        sampling_frequency=sampling_frequency,
         noise_kwargs=dict(noise_levels=noise_level_uv, strategy="on_the_fly"),
         seed=seed,
         **generator,
@@ -185,6 +185,11 @@ MADE_CASES = (
         "native_tetrode",
         partial(make_native, 10.0, num_channels=4, num_units=6),
         "SpikeInterface's generator, 4 channels, 6 units, white noise of 10 uV",
+    ),
+    Case(
+        "native_tetrode_20khz",
+        partial(make_native, 10.0, num_channels=4, num_units=6, sampling_frequency=20000.0),
+        "SpikeInterface's generator, 4 channels at 20 kHz, 6 units, white noise of 10 uV",
     ),
     Case(
         "native_static",
