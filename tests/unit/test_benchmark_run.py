@@ -150,7 +150,9 @@ def test_a_seed_without_a_folder_of_sets_has_none_and_says_so(benchmarks, tmp_pa
         find_cases(sets=tmp_path / "no_folder")
 
 
-@pytest.mark.parametrize("name", ["native_one_channel", "native_tetrode_20khz", "native_rare", "native_384", "native_drift"])
+@pytest.mark.parametrize(
+    "name", ["native_one_channel", "native_tetrode_20khz", "native_rare", "native_384", "native_drift"]
+)
 def test_made_recordings_differ_by_seed(benchmarks, name):
     from cases import find_cases
 
