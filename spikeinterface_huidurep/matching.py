@@ -9,7 +9,7 @@ from spikeinterface.sortingcomponents.tools import clean_templates, compute_spar
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
-MIN_SIZE = 1.0  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by
+MIN_SIZE = 0.95  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by
 MIN_SIMILARITY = 0.9  # cosine between their mean and the template
 MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
 MAX_COINCIDENCE = 0.5  # share of the spikes of a unit that may be at those of a stronger one

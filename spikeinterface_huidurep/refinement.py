@@ -20,7 +20,7 @@ from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.joining import find_same_units
-from spikeinterface_huidurep.matching import MAX_INFLATION, WEAK_NORM
+from spikeinterface_huidurep.matching import WEAK_NORM
 from spikeinterface_huidurep.merging import shift_each, thin
 from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
 from spikeinterface_huidurep.splitting import split_unit
@@ -89,8 +89,7 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     """
     Split units that hold several neurons, join units that are one, make templates anew that do not fit their spikes.
 
-    So are those of units that found many more spikes, if they are larger. Weak units that found far more, and no larger
-    ones, are left out.
+    So are those of units that found many more spikes, if they are larger.
 
     Parameters
     ----------
@@ -174,15 +173,14 @@ def _align_units(changes, residuals, members, made_of, norms):
 
 
 def _take_larger_spikes(changes, residuals, members, sizes, n_known, norms):
-    for index in np.flatnonzero(sizes > MIN_GAIN * n_known).tolist():
+    has_gained = (sizes > MIN_GAIN * n_known) & (norms <= MAX_NORM)
+    for index in np.flatnonzero(has_gained).tolist():
         if index in changes.units:
             continue
-        larger = find_larger_spikes(residuals, members[index], index) if norms[index] <= MAX_NORM else []
+        larger = find_larger_spikes(residuals, members[index], index)
         if len(larger) >= MIN_SPIKES:
             # all that were found count: made of the larger alone, it would find many more and grow again and again
             changes.replace([index], [(larger, 0)], found=members[index])
-        elif sizes[index] > MAX_INFLATION * n_known[index] and norms[index] < WEAK_NORM:
-            changes.replace([index], [])  # it found things of many kinds
 
 
 def align_unit(residuals, rows, unit_index, n_made_of):

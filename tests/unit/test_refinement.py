@@ -265,17 +265,6 @@ def test_small_spikes_among_the_larger_make_no_template(matched):
     assert find_larger_spikes(residuals, own, 1).tolist() == own[::3].tolist()
 
 
-@pytest.mark.parametrize("is_weak, share, is_dropped", [(True, 0.1, True), (True, 0.5, False), (False, 0.1, False)])
-def test_weak_units_of_many_kinds_are_left_out(matched, monkeypatch, is_weak, share, is_dropped):
-    """Unit CLEAN found 10 or 2 times more spikes than it was made of, and no larger ones."""
-    sorting, residuals, _ = matched
-    norm = residuals.measure_norms()[1]
-    monkeypatch.setattr(refinement, "WEAK_NORM", norm + (1 if is_weak else -1))
-    refined = refine(sorting, residuals, unit_20=share)
-    assert (CLEAN in refined.replaced) == is_dropped
-    assert sorted(refined.n_spikes) == [43, 44, 45]
-
-
 @pytest.mark.usefixtures("all_weak")
 def test_too_few_larger_spikes_make_no_template(matched):
     few = MIN_SPIKES - 1
