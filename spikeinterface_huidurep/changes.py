@@ -14,6 +14,22 @@ class Change:
     waveform: np.ndarray
     """float32 (n_channels, n_samples): the window of `Residuals.values`."""
 
+    def add_to(self, waveform, channels, start):
+        """
+        Change a waveform where it is, as far as it reaches.
+
+        Parameters
+        ----------
+        waveform : np.ndarray, float32, shape (n_channels or more, n_samples)
+        channels : np.ndarray, int, shape (n_channels,)
+            Of the first rows of the waveform.
+        start : int
+            Sample of the waveform at which the window of the change begins; may be negative.
+        """
+        _, own, changed = np.intersect1d(channels, self.channels, return_indices=True)
+        first, last = max(0, start), min(waveform.shape[1], start + self.waveform.shape[1])
+        waveform[own, first:last] += self.waveform[changed, first - start : last - start]
+
 
 @dataclass
 class Changes:
@@ -48,8 +64,10 @@ class Changes:
         own_spikes = spikes[members]
         parts, is_changed = [], np.zeros(len(members), dtype=bool)
         for block, changes in zip(self.blocks, self.of_block, strict=True):
+            if unit_id not in changes:
+                continue
             inside = find_block(own_spikes, block)
-            if unit_id in changes and inside.start < inside.stop:
+            if inside.start < inside.stop:
                 parts.append((members[inside], changes[unit_id]))
                 is_changed[inside] = True
         return parts if np.all(is_changed) else [*parts, (members[~is_changed], None)]

@@ -198,8 +198,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     kept = np.zeros(len(spikes), dtype=bool)
     for unit_index, unit_id in enumerate(sorting.unit_ids.tolist()):
         parts = changes.divide(spikes, np.flatnonzero(spikes["unit_index"] == unit_index), unit_id)
-        members = np.concatenate([rows for rows, _ in parts])
-        places, is_spike = judge_spikes(residuals, spikes, parts, unit_index)
+        members, places, is_spike = judge_spikes(residuals, spikes, parts, unit_index)
         spikes["sample_index"][members] += places
         kept[members] = is_spike
     move_inside(spikes, traces)
@@ -232,8 +231,10 @@ def judge_spikes(residuals, spikes, parts, unit_index):
 
     Returns
     -------
+    members : np.ndarray, int64, shape (n_spikes,)
+        Rows of the spikes, the parts one after the other.
     places : np.ndarray, int64, shape (n_spikes,)
-        Samples from where each spike is to where its waveform fits it best; the parts one after the other.
+        Samples from where each spike is to where its waveform fits it best.
     is_spike : np.ndarray, bool, shape (n_spikes,)
         Whether it is too large to be noise there.
     """
@@ -243,7 +244,7 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     members = np.concatenate([rows for rows, _ in parts])
     noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
     is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
-    return places, is_spike & is_neuron
+    return members, places, is_spike & is_neuron
 
 
 def _measure_spikes(residuals, rows, unit_index, change):
@@ -252,8 +253,7 @@ def _measure_spikes(residuals, rows, unit_index, change):
     template = residuals.get_waveform(unit_index, channels)
     waveform = template.copy()
     if change is not None:
-        _, own, changed = np.intersect1d(channels, change.channels, return_indices=True)
-        waveform[own, residuals.window] += change.waveform[changed]
+        change.add_to(waveform, channels, residuals.window.start)
     moved = move_waveform(waveform, PLACES)[:, :, residuals.window]
     filters, norms = make_filters(moved, residuals.noise.make_whitener(channels, moved.shape[2]))
     others = np.concatenate([moved, filters])

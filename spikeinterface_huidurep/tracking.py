@@ -187,10 +187,8 @@ def change_templates(templates, changes):
     """
     array = templates.templates_array.copy()
     start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
+    indices = {unit_id: index for index, unit_id in enumerate(templates.unit_ids.tolist())}
     for unit_id, change in changes.items():
-        index = templates.unit_ids.tolist().index(unit_id)
-        own_channels = np.flatnonzero(templates.sparsity_mask[index])
-        _, own, seen = np.intersect1d(own_channels, change.channels, return_indices=True)
-        first, last = max(0, start), min(templates.num_samples, start + change.waveform.shape[1])
-        array[index, first:last, own] += change.waveform[seen, first - start : last - start]
+        own_channels = np.flatnonzero(templates.sparsity_mask[indices[unit_id]])
+        change.add_to(array[indices[unit_id]].T, own_channels, start)
     return replace(templates, templates_array=array)
