@@ -51,8 +51,8 @@ def find_true_shares(sorting, norms, neurons, max_delays_ms):
         [round(ms * 1e-3 * sorting.sampling_frequency) for ms in delays_ms]
         for delays_ms in (max_delays_ms, CHANCE_DELAY_MS)
     )
-    times = concatenate_segments(sorting, chance_delays[1])
-    unit_indices = sorting.to_spike_vector()["unit_index"]
+    spikes = sorting.to_spike_vector()
+    times, unit_indices = concatenate_segments(spikes, chance_delays[1]), spikes["unit_index"]
     rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]
     shares = np.ones((len(max_delays), len(times)), dtype="float32")
     for unit in range(len(norms)):

@@ -114,29 +114,29 @@ def find_alike_templates(templates):
     return pairs
 
 
-def join_fragments(sorting, posteriors, neurons, kept):
+def join_fragments(spikes, posteriors, neuron_ids, sampling_frequency):
     """
     Give the spikes of all fragments to their neuron.
 
     Parameters
     ----------
-    sorting : NumpySorting
+    spikes : np.ndarray, structured (sample_index, unit_index, segment_index), shape (n_spikes,)
+        In any order.
     posteriors : np.ndarray, float32, shape (n_spikes,)
-        In the order of `sorting.to_spike_vector()`, as those returned.
-    neurons : np.ndarray, int64, shape (n_units,)
-    kept : np.ndarray, bool, shape (n_spikes,)
-        False for spikes that are left out.
+    neuron_ids : np.ndarray, int64, shape (n_units,)
+        Of each unit.
+    sampling_frequency : float
 
     Returns
     -------
     sorting : NumpySorting
-        Unit ids are those of the fragments with most spikes.
-    posteriors : np.ndarray, float32, shape (n_kept_spikes,)
+        Unit ids are those of the neurons.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        In the order of `sorting.to_spike_vector()`.
     """
-    spikes = sorting.to_spike_vector()[kept]
-    labels = sorting.unit_ids[neurons][spikes["unit_index"]]
-    joined, order = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)
-    return joined, posteriors[kept][order]
+    labels = neuron_ids[spikes["unit_index"]]
+    sorting, order = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sampling_frequency)
+    return sorting, posteriors[order]
 
 
 def coincidence(first_s, second_s, duration_s, bin_s=MIN_BIN_S, max_bins=MAX_BINS):

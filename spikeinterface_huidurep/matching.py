@@ -265,7 +265,8 @@ def find_independent_units(sorting, norms):
     unit_ids : list of int
     """
     tolerance = round(MAX_COINCIDENCE_MS * 1e-3 * sorting.sampling_frequency)
-    times, unit_indices = concatenate_segments(sorting, tolerance), sorting.to_spike_vector()["unit_index"]
+    spikes = sorting.to_spike_vector()
+    times, unit_indices = concatenate_segments(spikes, tolerance), spikes["unit_index"]
     trains = {id_: times[unit_indices == index] for index, id_ in enumerate(sorting.unit_ids.tolist())}
     independent = []
     for unit_id in sorted(trains, key=norms.get, reverse=True):
@@ -275,9 +276,8 @@ def find_independent_units(sorting, norms):
     return sorted(independent)
 
 
-def concatenate_segments(sorting, gap):
+def concatenate_segments(spikes, gap):
     """Samples of all spikes, the segments one after the other and farther apart than `gap`; shape (n_spikes,)."""
-    spikes = sorting.to_spike_vector()
     return spikes["sample_index"] + spikes["segment_index"] * (spikes["sample_index"].max(initial=0) + gap + 1)
 
 

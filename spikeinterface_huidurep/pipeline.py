@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
+from spikeinterface_huidurep.confidence import assign_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.leftovers import (
@@ -39,7 +40,6 @@ from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.renewal import renew_templates
 from spikeinterface_huidurep.residuals import find_main_channels, place_spikes
 from spikeinterface_huidurep.results import (
-    compute_posteriors,
     describe_units,
     join_groups,
     save_clustering,
@@ -149,12 +149,16 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
 
     if matching:
         neurons, shares, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
-        posteriors = shares * compute_posteriors(sorting, residuals, neurons)
+        duration_s = traces.get_total_duration()
+        spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, duration_s)
+        move_inside(spikes, traces)
+        labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
     else:
-        neurons, is_true = link_fragments(sorting, templates, segment_durations(traces)), True
-    labels = np.where(is_true, neurons[sorting.to_spike_vector()["unit_index"]], -1)
+        neurons, spikes = link_fragments(sorting, templates, segment_durations(traces)), sorting.to_spike_vector()
+        labels = neurons[spikes["unit_index"]]
     kept = keep_frequent_units(labels, 1.0, traces.get_total_duration(), params) >= 0
-    sorting, posteriors = join_fragments(sorting, posteriors, neurons, kept)
+    neuron_ids = sorting.unit_ids[neurons]
+    sorting, posteriors = join_fragments(spikes[kept], posteriors[kept], neuron_ids, traces.sampling_frequency)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
 
     templates = templates.select_units(sorting.unit_ids)

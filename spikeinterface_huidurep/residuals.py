@@ -29,6 +29,7 @@ NOISE_SIZE = 4.5  # noise SD; in minutes noise is hardly ever as much like a tem
 MAX_DEFICIT = 2.0  # noise SD; hardly any spike is smaller than its template by more
 MIN_MEDIAN_SIZE = 5.25  # SD of noise at their times; of the spikes of a unit that are larger; of noise it is less
 MIN_SHARE_AROUND = 0.5  # of the energy that the best neighbourhood has, around the main channel of a template
+MIN_NORM = 1e-6  # of two waveforms that are the same there is no difference to filter by
 BLOCK_SIZE = 10_000  # spikes read at a time
 
 
@@ -282,7 +283,7 @@ def make_filters(waveforms, whitener):
         What they make of the waveforms.
     """
     whitened = waveforms.reshape(len(waveforms), -1) @ whitener
-    norms = np.linalg.norm(whitened, axis=1)
+    norms = np.maximum(np.linalg.norm(whitened, axis=1), MIN_NORM)
     return (whitened @ whitener.T / norms[:, None]).reshape(waveforms.shape), norms
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from spikeinterface.core import NumpySorting
+from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.linking import (
     MAX_BINS,
@@ -370,7 +370,8 @@ def test_join_by_hand():
     samples, labels = np.array([10, 10, 20, 30, 5]), np.array([3, 5, 9, 3, 5])
     sorting, order = make_sorting(samples, labels, np.array([0, 0, 0, 0, 1]), SAMPLING_FREQUENCY)
     posteriors = np.array([0.1, 0.2, 0.3, 0.4, 0.5], dtype="float32")[order]
-    joined, found = join_fragments(sorting, posteriors, np.array([2, 1, 2]), np.ones(5, dtype=bool))  # 3 belongs to 9
+    neuron_ids = np.array([9, 5, 9])  # 3 belongs to 9
+    joined, found = join_fragments(sorting.to_spike_vector(), posteriors, neuron_ids, SAMPLING_FREQUENCY)
     assert joined.unit_ids.tolist() == [5, 9]
     spikes = joined.to_spike_vector()
     assert spikes["sample_index"].tolist() == [10, 10, 20, 30, 5]
@@ -383,20 +384,15 @@ def test_join_by_hand():
 @given(
     spikes=st.lists(st.tuples(st.integers(0, 1), st.integers(0, 20), st.integers(0, 4)), max_size=40),
     neurons=st.lists(st.integers(0, 4), min_size=5, max_size=5),
-    seed=st.integers(0, 100),
 )
-def test_every_spike_kept_has_its_time_and_posterior(spikes, neurons, seed):
-    vector = np.array(sorted(spikes), dtype="int64").reshape(-1, 3)
-    sorting = NumpySorting.from_samples_and_labels(
-        [vector[vector[:, 0] == segment, 1] for segment in range(2)],
-        [vector[vector[:, 0] == segment, 2] for segment in range(2)],
-        SAMPLING_FREQUENCY,
-        unit_ids=np.arange(5),
-    )
+def test_every_spike_keeps_its_time_and_posterior(spikes, neurons):
+    vector = np.array(spikes, dtype="int64").reshape(-1, 3)
+    rows = np.zeros(len(vector), dtype=minimum_spike_dtype)
+    for column, name in enumerate(("segment_index", "sample_index", "unit_index")):
+        rows[name] = vector[:, column]
     posteriors = np.arange(len(vector), dtype="float32")
-    kept = np.random.default_rng(seed).random(len(vector)) < 0.7
-    joined, found = join_fragments(sorting, posteriors, np.array(neurons), kept)
+    joined, found = join_fragments(rows, posteriors, np.array(neurons), SAMPLING_FREQUENCY)
     after = joined.to_spike_vector()
     labels = joined.unit_ids[after["unit_index"]] if len(after) else []
-    wanted = [(s, k, neurons[u], p) for (s, k, u), p in zip(vector[kept].tolist(), posteriors[kept], strict=True)]
+    wanted = [(s, k, neurons[u], p) for (s, k, u), p in zip(vector.tolist(), posteriors, strict=True)]
     assert sorted(zip(after["segment_index"], after["sample_index"], labels, found, strict=True)) == sorted(wanted)

@@ -1,0 +1,252 @@
+"""
+Confidence: how probable it is that a spike belongs to its unit, and to which it belongs if that is another one.
+
+Matching takes the templates of large spikes away one by one, as if noise were white. Where spikes overlap, or units are
+alike, what is left around a spike may show that another unit fits it better, when it is seen through the filter that
+tells the two best from noise. The spike is given to that unit then.
+
+It may also be none of any unit: noise that is like the template, or a neuron too small to be found. Such spikes are
+small, so it counts how small a spike is and how far that is from what is usual in its unit. And it may be what a larger
+spike left over.
+"""
+
+from functools import partial
+
+import numpy as np
+from scipy.stats import median_abs_deviation
+from scipy.stats import t as student
+
+from spikeinterface_huidurep.matching import MAX_COINCIDENCE_MS, concatenate_segments, find_coincidences
+from spikeinterface_huidurep.merging import find_lag, shift_waveforms
+from spikeinterface_huidurep.residuals import NOISE_SIZE, make_filters, multiply
+from spikeinterface_huidurep.splitting import remove_running_mean
+
+N_AROUND = 20  # spikes whose mean is what drift has made of the template
+RIVAL_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
+TEMPERATURE = 4.2  # divides the log-odds: neurons vary in more ways than the spread along one line shows
+RIVAL_ODDS = 0.63  # of a unit that fires as often and fits as well: matching has chosen the other one
+NOISE_RATE = 0.073  # per s and noise SD: spikes of NOISE_SIZE that are of no unit and that a template takes for its own
+NOISE_DECAY = 0.72  # per noise SD: with it the logarithm of their rate falls
+VARIATION = 0.031  # of the size of the spikes of a neuron, in multiples of it
+DEGREES_OF_FREEDOM = 19  # of Student's distribution of these sizes
+OTHER_ODDS = 0.001  # of what nothing here tells
+MAX_ODDS = 8.7  # of all else against the unit of a spike, however well it fits what is compared here
+
+
+def assign_spikes(sorting, residuals, neurons, shares, duration_s):
+    """
+    Give spikes to the units that they most probably belong to, and say how probable that is.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+        What matching found.
+    residuals : Residuals
+        Of its spikes.
+    neurons : np.ndarray, int64, shape (n_units,)
+        See `linking.link_fragments`; fragments of one neuron are no rivals of each other.
+    shares : np.ndarray, float, shape (n_spikes,)
+        Probability that each spike is no leftover, see `leftovers.find_true_shares`.
+    duration_s : float
+        Of the recording.
+
+    Returns
+    -------
+    spikes : np.ndarray, structured, shape (n_spikes,)
+        `sorting.to_spike_vector()`, row by row, where spikes that are another unit's have its index and time.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        Probability that each spike belongs to the unit it has now.
+    is_repeated : np.ndarray, bool, shape (n_spikes,)
+        True for spikes given to a neuron that has a spike there already.
+    """
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    spikes = sorting.to_spike_vector().copy()
+    counts = np.bincount(neurons[unit_indices], minlength=len(neurons))[neurons]
+    all_odds = OTHER_ODDS + 1 / np.maximum(shares, 1e-6) - 1  # of all else, to the unit
+    for unit_index in range(len(neurons)):
+        rows = np.flatnonzero(unit_indices == unit_index)
+        if len(rows) == 0:
+            continue
+        sizes, deviations = measure_sizes(residuals, rows, unit_index)
+        rivals = find_rivals(residuals, unit_index, neurons)
+        odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
+        candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
+        total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
+        chosen = np.where(odds.max(axis=1) > 0.5 * total, odds.argmax(axis=1), 0)
+        spikes["unit_index"][rows] = candidates[chosen]
+        spikes["sample_index"][rows] -= lags[chosen]
+        all_odds[rows] = total / odds[np.arange(len(rows)), chosen] - 1
+    is_repeated = find_repeated(spikes, spikes["unit_index"] != unit_indices, neurons, sorting.sampling_frequency)
+    return spikes, (1 / (1 + limit_odds(all_odds))).astype("float32"), is_repeated
+
+
+def limit_odds(odds):
+    """Odds below MAX_ODDS, and as they are where they are small."""
+    return 1 / (1 / odds + 1 / MAX_ODDS)
+
+
+def measure_sizes(residuals, rows, unit_index):
+    """
+    Size of the spikes of a unit, seen through the filter that tells its template best from noise.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+        In the order of time.
+    unit_index : int
+
+    Returns
+    -------
+    sizes : np.ndarray, float, shape (n_spikes,)
+        In noise SD.
+    deviations : np.ndarray, float, shape (n_spikes,)
+        From what is usual in the unit, without what drift makes of it.
+    """
+    channels = residuals.find_channels(unit_index)
+    waveform = residuals.get_waveform(unit_index, channels)[None, :, residuals.window]
+    left, norms = filter_residuals(residuals, rows, unit_index, waveform)
+    deviations = remove_drift(left)[:, 0]
+    return norms[0] + left[:, 0], deviations - np.median(deviations)
+
+
+def weigh_noise(sizes, deviations, rate):
+    """
+    Odds that spikes are of no unit, to their own.
+
+    Parameters
+    ----------
+    sizes, deviations : np.ndarray, float, shape (n_spikes,)
+        See `measure_sizes`.
+    rate : float
+        Spikes of the unit per s.
+
+    Returns
+    -------
+    odds : np.ndarray, float, shape (n_spikes,)
+    """
+    spread = max(1.0, median_abs_deviation(deviations, scale="normal"))
+    spread = np.hypot(spread, VARIATION * (sizes - deviations))
+    of_noise = NOISE_RATE * np.exp(-NOISE_DECAY * (sizes - NOISE_SIZE))
+    of_unit = rate * student.pdf(deviations / spread, DEGREES_OF_FREEDOM) / spread
+    return of_noise / np.maximum(of_unit, 1e-12)
+
+
+def find_rivals(residuals, unit_index, neurons):
+    """Indices of the units close to one that are of other neurons; int64 (n_rivals,)."""
+    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
+    distances_um = np.linalg.norm(locations_um - locations_um[unit_index], axis=1)
+    return np.flatnonzero((distances_um <= RIVAL_DISTANCE_UM) & (neurons != neurons[unit_index]))
+
+
+def compare_units(residuals, rows, unit_index, rivals, counts):
+    """
+    Odds that spikes are of other units, to their own.
+
+    What is left around a spike is compared with what would be left if the spike were of another unit.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+        Of the unit, in the order of time.
+    unit_index : int
+    rivals : np.ndarray, int64, shape (n_rivals,)
+    counts : np.ndarray, int64, shape (n_units,)
+        Spikes of the neuron of each unit.
+
+    Returns
+    -------
+    odds : np.ndarray, float, shape (n_spikes, n_rivals)
+    lags : np.ndarray, int64, shape (n_rivals,)
+        A spike of the rival is that many samples earlier.
+    """
+    if len(rivals) == 0:
+        return np.zeros((len(rows), 0)), np.zeros(0, dtype="int64")
+    channels = residuals.find_channels(unit_index)
+    own, *others = (residuals.get_waveform(index, channels) for index in (unit_index, *rivals))
+    lags = np.array([find_lag(own, other)[0] for other in others])
+    moved = np.stack([shift_waveforms(other, lag) for other, lag in zip(others, lags, strict=True)])
+    along, norms = filter_residuals(residuals, rows, unit_index, (moved - own)[:, :, residuals.window])
+    return weigh_rivals(along, norms, counts[rivals] / counts[unit_index]), lags
+
+
+def weigh_rivals(along, norms, frequencies):
+    """
+    Odds that spikes have another template, to the one that was taken away from them.
+
+    How much spikes vary along the difference of the two templates is measured, without what drift makes of it.
+
+    Parameters
+    ----------
+    along : np.ndarray, float, shape (n_spikes, n_others)
+        What is left of the spikes, in the order of time, along the difference between each other template and theirs.
+    norms : np.ndarray, float, shape (n_others,)
+        Of these differences, in noise SD.
+    frequencies : np.ndarray, float, shape (n_others,)
+        How often the neurons of these templates fire, compared with theirs.
+
+    Returns
+    -------
+    odds : np.ndarray, float, shape (n_spikes, n_others)
+    """
+    along = remove_drift(along)
+    spread = median_abs_deviation(along, axis=0, scale="normal")
+    log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) / TEMPERATURE
+    return RIVAL_ODDS * frequencies * np.exp(np.clip(log_odds, -50, 50))
+
+
+def filter_residuals(residuals, rows, unit_index, waveforms):
+    """
+    What is left of spikes, seen through the filters that tell waveforms best from noise.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+        Of one unit.
+    unit_index : int
+    waveforms : np.ndarray, float32, shape (n_waveforms, n_channels, n_samples)
+        On the channels of the unit.
+
+    Returns
+    -------
+    left : np.ndarray, float, shape (n_spikes, n_waveforms)
+        In noise SD.
+    norms : np.ndarray, float, shape (n_waveforms,)
+        What the filters make of the waveforms.
+    """
+    channels = residuals.find_channels(unit_index)
+    filters, norms = make_filters(waveforms, residuals.noise.make_whitener(channels, waveforms.shape[2]))
+    return residuals.apply(partial(multiply, others=filters), rows, unit_index), norms
+
+
+def remove_drift(values):
+    """Values (n_spikes, n) in the order of time without their running mean, if there are enough to tell it."""
+    return remove_running_mean(values, N_AROUND) if len(values) > N_AROUND else values
+
+
+def find_repeated(spikes, is_moved, neurons, sampling_frequency):
+    """
+    Which of the moved spikes are at a spike that their neuron has already.
+
+    Parameters
+    ----------
+    spikes : np.ndarray, structured, shape (n_spikes,)
+        Of `assign_spikes`.
+    is_moved : np.ndarray, bool, shape (n_spikes,)
+    neurons : np.ndarray, int64, shape (n_units,)
+        Of each unit.
+    sampling_frequency : float
+
+    Returns
+    -------
+    is_repeated : np.ndarray, bool, shape (n_spikes,)
+    """
+    tolerance = round(MAX_COINCIDENCE_MS * 1e-3 * sampling_frequency)
+    times, labels = concatenate_segments(spikes, tolerance), neurons[spikes["unit_index"]]
+    is_repeated = np.zeros(len(spikes), dtype=bool)
+    for label in np.unique(labels[is_moved]):
+        rows = np.flatnonzero(is_moved & (labels == label))
+        is_repeated[rows] = find_coincidences(times[rows], times[~is_moved & (labels == label)], tolerance)
+    return is_repeated

@@ -1,0 +1,265 @@
+"""Confidence of spikes: against closed forms, and in recordings where it is known what is right."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from probeinterface import generate_linear_probe
+from scipy.stats import t as student
+from spikeinterface.core import NumpyRecording, NumpySorting, Templates
+from spikeinterface.core.base import minimum_spike_dtype
+
+from spikeinterface_huidurep.confidence import (
+    DEGREES_OF_FREEDOM,
+    MAX_ODDS,
+    N_AROUND,
+    NOISE_DECAY,
+    NOISE_RATE,
+    RIVAL_ODDS,
+    TEMPERATURE,
+    VARIATION,
+    assign_spikes,
+    find_repeated,
+    limit_odds,
+    weigh_noise,
+    weigh_rivals,
+)
+from spikeinterface_huidurep.residuals import NOISE_SIZE, extract_residuals, multiply
+from spikeinterface_huidurep.waveforms import Neighborhoods
+
+SAMPLING_FREQUENCY = 30_000.0
+JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
+
+
+# --- other units ---
+
+
+def odds_of_residuals(residuals, differences, frequencies=1.0):
+    """In white noise."""
+    norms = np.sqrt(np.sum(differences**2, axis=(1, 2))) + 1e-6
+    return weigh_rivals(multiply(residuals, differences) / norms, norms, np.broadcast_to(frequencies, len(norms)))
+
+
+def slow_odds(residuals, differences, frequencies):
+    """By Gaussian log-likelihoods along each difference, one spike and one unit at a time."""
+    n_others = len(differences)
+    odds = np.zeros((len(residuals), n_others))
+    for other in range(n_others):
+        norm = np.sqrt(np.sum(differences[other] ** 2))
+        along = np.array([np.sum(residual * differences[other]) / norm for residual in residuals])
+        sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
+        odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd / TEMPERATURE
+        odds[:, other] += np.log(RIVAL_ODDS * frequencies[other])
+    return np.exp(odds)
+
+
+@settings(max_examples=20, deadline=None)
+@given(n_channels=st.integers(1, 4), n_others=st.integers(1, 4), seed=st.integers(0, 50), scale=st.floats(0.01, 0.5))
+def test_rivals_against_slow_likelihoods(n_channels, n_others, seed, scale):
+    rng = np.random.default_rng(seed)
+    differences = scale * rng.normal(size=(n_others, n_channels, 60))
+    residuals = rng.normal(scale=rng.uniform(0.5, 2), size=(8, n_channels, 60))
+    frequencies = rng.uniform(0.1, 10, n_others)
+    found = odds_of_residuals(residuals, differences, frequencies)
+    np.testing.assert_allclose(found, slow_odds(residuals, differences, frequencies), rtol=1e-3, atol=1e-12)
+
+
+def test_equal_units_share_and_far_ones_do_not_overflow():
+    residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
+    assert odds_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full((9, 3), RIVAL_ODDS))
+    assert odds_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.zeros((9, 1)))
+
+
+def test_a_rare_unit_takes_few_spikes_from_a_frequent_one():
+    residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
+    assert odds_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1]) == pytest.approx(np.full((9, 1), 0.1 * RIVAL_ODDS))
+
+
+def test_a_spike_of_another_unit_is_told():
+    rng = np.random.default_rng(0)
+    difference = np.zeros((1, 2, 60))
+    difference[0, 0, 20:30] = 4.0
+    residuals = rng.normal(size=(50, 2, 60))
+    residuals[7] += difference[0]
+    odds = odds_of_residuals(residuals, difference)
+    assert odds[7] > 10 * MAX_ODDS and np.delete(odds, 7).max() < 0.1
+
+
+@pytest.mark.parametrize("n_spikes, drift_counts", [(2000, False), (N_AROUND, True)])
+def test_drift_costs_no_confidence_where_there_are_enough_spikes(n_spikes, drift_counts):
+    """What is left moves from one side to the other, as far as the units are apart."""
+    rng = np.random.default_rng(0)
+    difference = np.zeros((1, 2, 60))
+    difference[0, 0, 20:30] = 4.0
+    residuals = rng.normal(size=(n_spikes, 2, 60))
+    drifting = residuals + np.linspace(-1, 1, n_spikes)[:, None, None] * difference
+    odds, of_drifting = (odds_of_residuals(left, difference) for left in (residuals, drifting))
+    assert odds.max() < 0.1
+    assert (of_drifting.max() > 1) == drift_counts
+
+
+# --- no unit ---
+
+
+def test_noise_by_hand():
+    deviations = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
+    sizes = 10.0 + deviations
+    spread = np.hypot(1.482602218505602, VARIATION * 10.0)
+    of_unit = 3.0 * student.pdf(deviations / spread, DEGREES_OF_FREEDOM) / spread
+    of_noise = NOISE_RATE * np.exp(-NOISE_DECAY * (sizes - NOISE_SIZE))
+    np.testing.assert_allclose(weigh_noise(sizes, deviations, 3.0), of_noise / of_unit)
+
+
+@settings(max_examples=30, deadline=None)
+@given(usual=st.floats(5, 100), rate=st.floats(0.05, 50), seed=st.integers(0, 50))
+def test_smaller_spikes_and_those_of_rarer_units_are_more_likely_noise(usual, rate, seed):
+    deviations = np.sort(np.random.default_rng(seed).normal(size=200))
+    deviations -= np.median(deviations)
+    odds, of_rarer = (weigh_noise(usual + deviations, deviations, r) for r in (rate, 0.5 * rate))
+    assert np.all(np.diff(odds[deviations < 0]) < 0)
+    np.testing.assert_allclose(of_rarer, 2 * odds)
+
+
+def test_a_spike_that_is_small_for_its_unit_is_doubted():
+    deviations = np.random.default_rng(0).normal(size=500)
+    deviations[3] = -6.0
+    odds = weigh_noise(12.0 + deviations, deviations, 5.0)
+    assert odds[3] > 10 and np.delete(odds, 3).max() < 1 and np.quantile(odds, 0.9) < 0.01
+
+
+def test_one_spike_has_no_spread():
+    assert np.isfinite(weigh_noise(np.array([8.0]), np.zeros(1), 0.01)).all()
+
+
+# --- together ---
+
+
+@given(odds=st.floats(1e-6, 1e6))
+def test_odds_are_limited(odds):
+    assert 0 < limit_odds(odds) <= min(odds, MAX_ODDS)
+    assert limit_odds(1e-4 * MAX_ODDS) == pytest.approx(1e-4 * MAX_ODDS, rel=1e-3)
+
+
+def assign(traces, samples, labels, templates, neurons, folder, shares=1.0, nbefore=30):
+    """By the residuals of one segment, shape (n_samples, n_channels)."""
+    n_channels = traces.shape[1]
+    probe = generate_linear_probe(num_elec=n_channels, ypitch=20.0)
+    probe.set_device_channel_indices(np.arange(n_channels))
+    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY)
+    recording.set_probe(probe)
+    templates = Templates(
+        templates, SAMPLING_FREQUENCY, nbefore, channel_ids=recording.channel_ids, probe=probe, is_in_uV=False
+    )
+    unit_ids = np.arange(len(templates.unit_ids))
+    sorting = NumpySorting.from_samples_and_labels([samples], [labels], SAMPLING_FREQUENCY, unit_ids)
+    neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
+    residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
+    shares = np.broadcast_to(shares, len(samples))
+    return assign_spikes(sorting, residuals, np.array(neurons), shares, recording.get_total_duration())
+
+
+def make_pulse():
+    return -np.exp(-0.5 * ((np.arange(90) - 30) / 5) ** 2)
+
+
+def add_spikes(traces, units, samples, labels):
+    for sample, label in zip(samples, labels, strict=True):
+        traces[sample - 30 : sample + 60] += units[label]
+    return traces
+
+
+@pytest.mark.parametrize("neurons", [[0, 1, 2], [0, 0, 2]])
+def test_posteriors_of_a_recording(tmp_path, neurons):
+    rng = np.random.default_rng(0)
+    units = np.zeros((3, 90, 12))
+    units[0, :, :2] = np.outer(make_pulse(), [10, 6])
+    units[1, :, :2] = np.outer(make_pulse(), [9.7, 6])  # hardly another unit
+    units[2, :, 11] = 10 * make_pulse()  # far away: no competitor
+    samples, labels = np.arange(300, 29_700, 200), np.arange(147) % 3
+    traces = add_spikes(rng.normal(size=(30_000, 12)), units, samples, labels)
+    spikes, found, is_repeated = assign(traces, samples, labels, units, neurons, tmp_path)
+    assert spikes["unit_index"].tolist() == labels.tolist() and not is_repeated.any()
+    assert found.shape == (147,) and found.dtype == np.float32
+    assert found[labels == 2].min() > 0.99
+    if neurons[0] == neurons[1]:  # fragments of one neuron
+        assert found.min() > 0.99
+        return
+    assert ((found[labels < 2] > 0.55) & (found[labels < 2] < 0.8)).all()
+
+
+def test_leftovers_are_doubted_and_none_is_below_the_limit(tmp_path):
+    rng = np.random.default_rng(0)
+    units = np.outer(make_pulse(), [10, 6])[None]
+    samples = np.arange(300, 29_700, 200)
+    traces = add_spikes(rng.normal(size=(30_000, 2)), units, samples, np.zeros(147, "int64"))
+    shares = np.where(np.arange(147) % 3 == 0, 1.0, 0.5)
+    shares[1] = 0.0
+    _, found, _ = assign(traces, samples, np.zeros(147, "int64"), units, [0], tmp_path, shares)
+    assert found[shares == 1].min() > 0.99
+    assert found[shares == 0.5] == pytest.approx(1 / (1 + limit_odds(1.0)), abs=0.01)
+    assert found[1] == pytest.approx(1 / (1 + MAX_ODDS), rel=1e-3)
+
+
+def test_noise_is_doubted_where_a_unit_is_weak(tmp_path):
+    rng = np.random.default_rng(0)
+    units = np.outer(make_pulse(), [3, 2])[None]
+    samples = np.arange(300, 29_700, 200)
+    labels = np.zeros(147, "int64")
+    is_spike = np.arange(147) % 7 > 0
+    traces = add_spikes(rng.normal(size=(30_000, 2)), units, samples[is_spike], labels[is_spike])
+    _, found, _ = assign(traces, samples, labels, units, [0], tmp_path)
+    assert found[~is_spike].max() < 0.6 and np.median(found[is_spike]) > 0.98
+
+
+@pytest.mark.parametrize("n_before, n_after, lowest", [(30, 60, 0.9), (15, 30, 0.9), (9, 15, 0.5)])
+def test_an_overlapping_spike_costs_no_confidence(tmp_path, n_before, n_after, lowest):
+    """Also where the templates are shorter than the window that is looked at."""
+    rng = np.random.default_rng(0)
+    units = np.zeros((2, 90, 3))
+    units[0], units[1] = np.outer(make_pulse(), [10, 6, 0]), np.outer(make_pulse(), [0, 6, 10])
+    samples, labels = np.repeat(np.arange(300, 29_000, 200), 2), np.tile([0, 1], 144)
+    samples[1::2] += 4  # every spike overlaps with one of the other unit
+    traces = add_spikes(rng.normal(size=(30_000, 3)), units, samples, labels)
+    templates = units[:, 30 - n_before : 30 + n_after]
+    _, found, _ = assign(traces, samples, labels, templates, [0, 1], tmp_path, nbefore=n_before)
+    assert found.min() > lowest
+
+
+# --- to another unit ---
+
+
+def make_two_units(rng, later):
+    """Traces of two units in turn, the second one with a waveform that is `later` by some samples."""
+    units = np.zeros((2, 90, 3))
+    units[0], units[1] = np.outer(make_pulse(), [10, 6, 2]), np.outer(np.roll(make_pulse(), later), [6, 10, 2])
+    samples, labels = np.arange(300, 29_700, 200), np.arange(147) % 2
+    return add_spikes(rng.normal(size=(30_000, 3)), units, samples, labels), units, samples, labels
+
+
+@pytest.mark.parametrize("later", [0, 5, -5])
+@pytest.mark.parametrize("neurons", [[0, 1], [0, 0]])
+def test_spikes_go_to_the_unit_that_fits_them(tmp_path, later, neurons):
+    traces, units, samples, labels = make_two_units(np.random.default_rng(0), later)
+    wrong, given = [20, 21, 60], labels.copy()
+    given[wrong] = 1 - given[wrong]
+    moved = samples + np.where(np.isin(np.arange(147), wrong), later * (2 * labels - 1), 0)  # troughs on each other
+    order = np.argsort(moved)
+    spikes, posteriors, is_repeated = assign(traces, moved[order], given[order], units, neurons, tmp_path)
+    if neurons == [0, 0]:  # one neuron: nothing to tell
+        assert spikes["unit_index"].tolist() == given[order].tolist()
+        return
+    assert spikes["unit_index"].tolist() == labels.tolist()
+    assert spikes["sample_index"].tolist() == samples.tolist()
+    assert posteriors.min() > 0.95 and not is_repeated.any()
+
+
+def test_a_spike_that_its_neuron_has_already_is_repeated():
+    spikes = np.zeros(6, dtype=minimum_spike_dtype)
+    spikes["sample_index"] = 100, 110, 110, 500, 505, 900
+    spikes["unit_index"] = 0, 0, 1, 0, 2, 0
+    is_moved = np.array([False, True, True, True, False, True])
+    found = find_repeated(spikes, is_moved, np.array([0, 1, 0]), SAMPLING_FREQUENCY)  # unit 2 is a fragment of unit 0
+    assert found.tolist() == [False, True, False, True, False, False]
+    spikes["segment_index"] = 0, 1, 1, 1, 1, 1
+    found = find_repeated(spikes, is_moved, np.array([0, 1, 0]), SAMPLING_FREQUENCY)
+    assert found.tolist() == [False, False, False, True, False, False]
