@@ -189,14 +189,12 @@ def match_templates(traces, templates, params, job_kwargs):
     return sorting
 
 
-def keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwargs):
+def keep_lasting_units(traces, sorting, templates, n_spikes, made_of, job_kwargs):
     """
-    Leave out units that matching does not confirm.
+    Leave out weak units that found noise, or things of many kinds.
 
-    A weak template that found far more spikes than were known of its unit found noise, or things of many kinds, unless
-    its spikes are like those of a neuron of which few were detected (`find_lasting_units`). A template that found far
-    fewer spikes than it was made of was made of those of others. And one that fires with a stronger unit takes what the
-    template of that one leaves of its spikes.
+    They found far more spikes than were known of them, unless these are like those of a neuron of which few were
+    detected (`find_lasting_units`).
 
     Parameters
     ----------
@@ -215,11 +213,36 @@ def keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwar
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
     norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of), strict=True))
-    frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * made_of[id_]]
-    inflated = [id_ for id_ in frequent if found[id_] > MAX_INFLATION * n_spikes[id_] and norms[id_] < WEAK_NORM]
+    unit_ids = sorting.unit_ids.tolist()
+    inflated = [id_ for id_ in unit_ids if found[id_] > MAX_INFLATION * n_spikes[id_] and norms[id_] < WEAK_NORM]
     lasting = find_lasting_units(traces, sorting.select_units(inflated), templates.select_units(inflated), job_kwargs)
-    sorting = sorting.select_units([id_ for id_ in frequent if id_ not in inflated or id_ in lasting])
-    return sorting.select_units(find_independent_units(sorting, norms))
+    return sorting.select_units([id_ for id_ in unit_ids if id_ not in inflated or id_ in lasting])
+
+
+def keep_confirmed_units(sorting, templates, made_of):
+    """
+    Leave out units that matching does not confirm.
+
+    A template that found far fewer spikes than it was made of was made of those of others. And one that fires with a
+    stronger unit takes what the template of that one leaves of its spikes.
+
+    Parameters
+    ----------
+    sorting : BaseSorting
+        What matching found.
+    templates : spikeinterface.core.Templates
+        Of all units of the sorting, and maybe of others.
+    made_of : dict of unit id -> float
+        Number of spikes that each template was made of.
+
+    Returns
+    -------
+    sorting : BaseSorting
+    """
+    found = sorting.count_num_spikes_per_unit(outputs="dict")
+    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of), strict=True))
+    frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * made_of[id_]]
+    return sorting.select_units(find_independent_units(sorting.select_units(frequent), norms))
 
 
 def find_lasting_units(traces, sorting, templates, job_kwargs):

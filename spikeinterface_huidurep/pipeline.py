@@ -28,6 +28,7 @@ from spikeinterface_huidurep.matching import (
     estimate_templates,
     keep_confirmed_units,
     keep_frequent_units,
+    keep_lasting_units,
     make_sorting,
     match_templates,
     move_inside,
@@ -51,6 +52,7 @@ from spikeinterface_huidurep.waveforms import Neighborhoods
 logger = logging.getLogger(__name__)
 
 MAX_REFINEMENTS = 2  # times that the units are looked at again
+MAX_MATCHINGS = 2  # of the same templates, but for some that are taken out
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: on a busy machine threads take many times as long
@@ -246,6 +248,8 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     """
     The units of which matching finds spikes, and that these confirm.
 
+    Those that are not may have lost their spikes to one that found noise: they are matched again without it.
+
     Returns
     -------
     sorting : NumpySorting
@@ -253,8 +257,14 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
         Of its units.
     """
     templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
-    sorting = match_templates(traces, templates, params, job_kwargs)
-    sorting = keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, job_kwargs)
+    for _ in range(MAX_MATCHINGS):
+        found = match_templates(traces, templates, params, job_kwargs)
+        lasting = keep_lasting_units(traces, found, templates, n_spikes, made_of, job_kwargs)
+        sorting = keep_confirmed_units(lasting, templates, made_of)
+        if len(sorting.unit_ids) == len(lasting.unit_ids) or len(lasting.unit_ids) == len(found.unit_ids):
+            break
+        is_taken_out = np.isin(templates.unit_ids, np.setdiff1d(found.unit_ids, lasting.unit_ids))
+        templates = templates.select_units(templates.unit_ids[~is_taken_out])
     return sorting, templates.select_units(sorting.unit_ids)
 
 

@@ -22,6 +22,7 @@ from spikeinterface_huidurep.matching import (
     find_lasting_units,
     keep_confirmed_units,
     keep_frequent_units,
+    keep_lasting_units,
     make_sorting,
     match_templates,
     measure_norms,
@@ -254,13 +255,14 @@ def make_units(found, norms):
 
 
 def keep_confirmed(found, norms, n_spikes, sizes=None, made_of=None):
-    """Ids that `keep_confirmed_units` leaves of these units, whose spikes have `sizes` times the template."""
+    """Ids of these units that last and are confirmed; their spikes have `sizes` times the template."""
     sorting, templates = make_units(found, norms)
     traces = inject_spikes(sorting, templates, sizes)
     n_spikes, made_of = (
         dict(zip(templates.unit_ids.tolist(), counts, strict=True)) for counts in (n_spikes, made_of or n_spikes)
     )
-    kept = keep_confirmed_units(traces, sorting, templates, n_spikes, made_of, JOB_KWARGS)
+    lasting = keep_lasting_units(traces, sorting, templates, n_spikes, made_of, JOB_KWARGS)
+    kept = keep_confirmed_units(lasting, templates, made_of)
     counts = kept.count_num_spikes_per_unit(outputs="array")
     assert counts.tolist() == [
         n for n, unit_id in zip(found, sorting.unit_ids, strict=True) if unit_id in kept.unit_ids
@@ -404,10 +406,7 @@ def test_units_that_fire_with_a_stronger_one_are_not_confirmed():
     sorting, _ = make_sorting(np.r_[TRAIN, TRAIN + 2], np.repeat([3, 8], 100), np.zeros(200, int), SAMPLING_FREQUENCY)
     arrays = [np.full((25, 4), norm / 10) for norm in (20.0, 30.0)]
     templates = make_sparse_templates(arrays, np.ones((2, 4), dtype=bool), [3, 8])
-    traces = inject_spikes(sorting, templates)
-    n_spikes = {3: 100.0, 8: 100.0}
-    confirmed = keep_confirmed_units(traces, sorting, templates, n_spikes, n_spikes, JOB_KWARGS)
-    assert confirmed.unit_ids.tolist() == [8]
+    assert keep_confirmed_units(sorting, templates, {3: 100.0, 8: 100.0}).unit_ids.tolist() == [8]
 
 
 SAMPLES = st.lists(st.integers(0, 200), max_size=30).map(sorted)

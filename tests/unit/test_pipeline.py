@@ -10,7 +10,14 @@ from spikeinterface_huidurep import pipeline
 from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
 from spikeinterface_huidurep.params import SorterParams
-from spikeinterface_huidurep.pipeline import Clock, Clusters, find_neurons, find_units, segment_durations
+from spikeinterface_huidurep.pipeline import (
+    Clock,
+    Clusters,
+    find_neurons,
+    find_units,
+    match_units,
+    segment_durations,
+)
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_linking import DURATION_S, fire, make_trains, make_units
@@ -103,6 +110,39 @@ def three_neurons():
     traces = NumpyRecording(arrays, SAMPLING_FREQUENCY)
     traces.set_dummy_probe_from_locations(np.c_[np.zeros(8), 20.0 * np.arange(8)])
     return traces, peaks, neurons
+
+
+@pytest.mark.parametrize(
+    "unconfirmed, noise, wanted, kept",
+    [
+        ([1], [2], [[0, 1, 2], [0, 1]], [0, 1]),  # 2 took the spikes of 1
+        ([], [2], [[0, 1, 2]], [0, 1]),
+        ([1], [], [[0, 1, 2]], [0, 2]),
+    ],
+)
+def test_units_that_lost_their_spikes_to_noise_are_matched_again_without(monkeypatch, unconfirmed, noise, wanted, kept):
+    matched = []
+
+    def match(traces, templates, *_):
+        matched.append(templates.unit_ids.tolist())
+        return make_trains(*[fire(50)] * len(templates.unit_ids), unit_ids=templates.unit_ids)
+
+    def leave_out_noise(traces, sorting, *_):
+        return sorting.select_units([unit_id for unit_id in sorting.unit_ids if unit_id not in noise])
+
+    def confirm(sorting, *_):
+        lost = unconfirmed if len(matched) == 1 else []
+        return sorting.select_units([unit_id for unit_id in sorting.unit_ids if unit_id not in lost])
+
+    monkeypatch.setattr(pipeline, "remove_redundant_templates", lambda templates, *_: templates)
+    monkeypatch.setattr(pipeline, "match_templates", match)
+    monkeypatch.setattr(pipeline, "keep_lasting_units", leave_out_noise)
+    monkeypatch.setattr(pipeline, "keep_confirmed_units", confirm)
+    templates = make_units((10, 3, 0), (10, 6, 0), (10, 9, 0))
+    traces = NumpyRecording([np.zeros((30_000, 12), "float32")], SAMPLING_FREQUENCY)
+    sorting, templates = match_units(traces, templates, {}, {}, PARAMS, JOB_KWARGS)
+    assert matched == wanted
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
 
 
 def find_units_of(three_neurons, labels, folder, share_selected=1.0, params=PARAMS):
