@@ -141,24 +141,20 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         return _find_nothing(f"none of {len(clusters.count_spikes())} clusters can be a unit", traces)
     clock.log("templates", f"{len(templates.unit_ids)} templates")
 
-    matching = params.assignment == "matching"
-    if matching:
+    duration_s = traces.get_total_duration()
+    if params.assignment == "matching":
         sorting, templates, residuals = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
         if len(sorting.unit_ids) == 0:
             return _find_nothing("the spikes found confirm none of the templates", traces)
-    else:
-        sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
-
-    if matching:
         neurons, shares, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
-        duration_s = traces.get_total_duration()
         spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, duration_s)
         move_inside(spikes, traces)
         labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
     else:
+        sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
         neurons, spikes = link_fragments(sorting, templates, segment_durations(traces)), sorting.to_spike_vector()
         labels = neurons[spikes["unit_index"]]
-    kept = keep_frequent_units(labels, 1.0, traces.get_total_duration(), params) >= 0
+    kept = keep_frequent_units(labels, 1.0, duration_s, params) >= 0
     neuron_ids = sorting.unit_ids[neurons]
     sorting, posteriors = join_fragments(spikes[kept], posteriors[kept], neuron_ids, traces.sampling_frequency)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
