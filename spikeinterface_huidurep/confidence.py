@@ -75,7 +75,7 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
         chosen = np.where(odds.max(axis=1) > 0.5 * total, odds.argmax(axis=1), 0)
         spikes["unit_index"][rows] = candidates[chosen]
         spikes["sample_index"][rows] -= lags[chosen]
-        all_odds[rows] = total / odds[np.arange(len(rows)), chosen] - 1
+        all_odds[rows] = np.maximum(total / odds[np.arange(len(rows)), chosen] - 1, OTHER_ODDS)
     is_repeated = find_repeated(spikes, spikes["unit_index"] != unit_indices, neurons, sorting.sampling_frequency)
     return spikes, (1 / (1 + limit_odds(all_odds))).astype("float32"), is_repeated
 

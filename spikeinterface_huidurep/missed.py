@@ -22,6 +22,7 @@ EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
 POOL_RADIUS_UM = 60.0  # on channels that close a small spike is detected now here, now there
 MIN_SPIKES = 20
+MIN_PART = 8  # spikes of a component; a neuron may be several before they are merged
 MIN_NORM = 5.7  # noise SD; the threshold makes clusters of up to 5.5 out of noise
 MAX_SPREAD = 1.04  # times that of the spikes of units
 MAX_COMPARED_UNITS, MAX_COMPARED_SPIKES = 20, 500  # of each, whose spread is measured
@@ -73,7 +74,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         params.max_components_per_channel,
         params.seed,
         covariance_type="spherical",
-        min_spikes=MIN_SPIKES,
+        min_spikes=MIN_PART,
         n_starts=N_STARTS,
     )
     vectors = cut_out(rest, peaks, neighborhoods, folder / "left", job_kwargs)
@@ -87,6 +88,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         traces.sampling_frequency,
         params.seed,
     )
+    labels = keep_large_clusters(labels)
     labels = keep_frequent_units(labels, share_selected, traces.get_total_duration(), params)
     return peaks[labels >= 0], labels[labels >= 0], share_selected
 
@@ -168,6 +170,12 @@ def keep_neurons(vectors, peaks, labels, residuals, max_spread):
         if measure_norm(white) >= MIN_NORM and measure_spread(white) <= max_spread * white.shape[1]:
             kept.append(label)
     return np.where(np.isin(labels, kept), labels, -1)
+
+
+def keep_large_clusters(labels):
+    """Take the label from clusters of fewer than MIN_SPIKES; labels (n_peaks,), -1 where a peak has none."""
+    clusters, counts = np.unique(labels, return_counts=True)
+    return np.where(np.isin(labels, clusters[counts >= MIN_SPIKES]), labels, -1)
 
 
 def measure_spread_of_units(sorting, residuals):

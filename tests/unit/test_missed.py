@@ -7,14 +7,17 @@ import pytest
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
 
+from spikeinterface_huidurep import missed
 from spikeinterface_huidurep.missed import (
     EXPLAINED_MS,
     EXPLAINED_PTP,
     MAX_SPREAD,
     MIN_NORM,
+    MIN_PART,
     MIN_SPIKES,
     find_explained,
     find_missed_units,
+    keep_large_clusters,
     keep_neurons,
     measure_norm,
     measure_spread_of_units,
@@ -150,6 +153,23 @@ def test_a_rare_neuron_is_found(tmp_path):
     assert share_selected == 1 and np.unique(labels).size == 1
     nearest = np.abs(peaks["sample_index"][:, None] - times).min(axis=1)
     assert np.sum(nearest <= 15) >= 50 and np.mean(nearest <= 15) >= 0.9
+
+
+def test_a_neuron_that_the_mixture_takes_apart_is_one(tmp_path, monkeypatch):
+    """Each of its parts has too few spikes to be a neuron."""
+
+    def divide(features, channels, *_, min_spikes, **__):
+        labels = np.arange(len(features)) // min_spikes
+        return np.where(labels < len(features) // min_spikes, labels, -1), np.ones(len(features))
+
+    monkeypatch.setattr(missed, "cluster_spikes", divide)
+    (_, labels, _), times = find_in_noise(60, tmp_path)
+    assert MIN_PART < MIN_SPIKES and np.unique(labels).size == 1 and len(labels) > len(times) // 2
+
+
+def test_small_clusters_by_hand():
+    labels = np.repeat([-1, 3, 7], [50, MIN_SPIKES - 1, MIN_SPIKES])
+    assert keep_large_clusters(labels).tolist() == [-1] * (49 + MIN_SPIKES) + [7] * MIN_SPIKES
 
 
 def test_nothing_is_missed_in_noise(tmp_path):
