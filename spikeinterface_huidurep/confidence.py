@@ -22,15 +22,15 @@ from spikeinterface_huidurep.residuals import NOISE_SIZE, make_filters, multiply
 from spikeinterface_huidurep.splitting import remove_running_mean
 
 N_AROUND = 20  # spikes whose mean is what drift has made of the template
+MIN_PROBABILITY = 0.6  # that a spike is of another unit, to be given to it: matching has chosen its own
 RIVAL_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
-TEMPERATURE = 4.2  # divides the log-odds: neurons vary in more ways than the spread along one line shows
-RIVAL_ODDS = 0.63  # of a unit that fires as often and fits as well: matching has chosen the other one
-NOISE_RATE = 0.073  # per s and noise SD: spikes of NOISE_SIZE that are of no unit and that a template takes for its own
-NOISE_DECAY = 0.72  # per noise SD: with it the logarithm of their rate falls
-VARIATION = 0.031  # of the size of the spikes of a neuron, in multiples of it
-DEGREES_OF_FREEDOM = 19  # of Student's distribution of these sizes
-OTHER_ODDS = 0.001  # of what nothing here tells
-MAX_ODDS = 8.7  # of all else against the unit of a spike, however well it fits what is compared here
+DIFFERENCE_FREEDOM = 5  # degrees of freedom of what is left of spikes along a difference: neurons vary, spikes overlap
+SIZE_FREEDOM = 20  # of the sizes of the spikes of a unit
+NOISE_RATE = 0.086  # per s and noise SD: spikes of NOISE_SIZE that are of no unit and that a template takes for its own
+NOISE_DECAY = 0.84  # per noise SD: with it the logarithm of their rate falls
+VARIATION = 0.03  # of the size of the spikes of a neuron, in multiples of it
+OTHER_ODDS = 0.0003  # of what nothing here tells
+MAX_ODDS = 10.0  # of all else against the unit of a spike, however well it fits what is compared here
 
 
 def assign_spikes(sorting, residuals, neurons, shares, duration_s):
@@ -72,7 +72,7 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
         odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
         candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
         total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
-        chosen = np.where(odds.max(axis=1) > 0.5 * total, odds.argmax(axis=1), 0)
+        chosen = np.where(odds.max(axis=1) > MIN_PROBABILITY * total, odds.argmax(axis=1), 0)
         spikes["unit_index"][rows] = candidates[chosen]
         spikes["sample_index"][rows] -= lags[chosen]
         all_odds[rows] = np.maximum(total / odds[np.arange(len(rows)), chosen] - 1, OTHER_ODDS)
@@ -128,7 +128,7 @@ def weigh_noise(sizes, deviations, rate):
     spread = max(1.0, median_abs_deviation(deviations, scale="normal"))
     spread = np.hypot(spread, VARIATION * (sizes - deviations))
     of_noise = NOISE_RATE * np.exp(-NOISE_DECAY * (sizes - NOISE_SIZE))
-    of_unit = rate * student.pdf(deviations / spread, DEGREES_OF_FREEDOM) / spread
+    of_unit = rate * student.pdf(deviations / spread, SIZE_FREEDOM) / spread
     return of_noise / np.maximum(of_unit, 1e-12)
 
 
@@ -175,7 +175,8 @@ def weigh_rivals(along, norms, frequencies):
     """
     Odds that spikes have another template, to the one that was taken away from them.
 
-    How much spikes vary along the difference of the two templates is measured, without what drift makes of it.
+    How much spikes vary along the difference of the two templates is measured, without what drift makes of it. They are
+    taken to vary as Student's distribution has it.
 
     Parameters
     ----------
@@ -191,9 +192,9 @@ def weigh_rivals(along, norms, frequencies):
     odds : np.ndarray, float, shape (n_spikes, n_others)
     """
     along = remove_drift(along)
-    spread = median_abs_deviation(along, axis=0, scale="normal")
-    log_odds = (along * norms - 0.5 * norms**2) / np.maximum(spread, 1) / TEMPERATURE
-    return RIVAL_ODDS * frequencies * np.exp(np.clip(log_odds, -50, 50))
+    spread = np.maximum(median_abs_deviation(along, axis=0, scale="normal"), 1)
+    of_others, of_own = (student.pdf(values / spread, DIFFERENCE_FREEDOM) for values in (along - norms, along))
+    return frequencies * of_others / of_own
 
 
 def filter_residuals(residuals, rows, unit_index, waveforms):

@@ -10,13 +10,12 @@ from spikeinterface.core import NumpyRecording, NumpySorting, Templates
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.confidence import (
-    DEGREES_OF_FREEDOM,
+    DIFFERENCE_FREEDOM,
     MAX_ODDS,
     N_AROUND,
     NOISE_DECAY,
     NOISE_RATE,
-    RIVAL_ODDS,
-    TEMPERATURE,
+    SIZE_FREEDOM,
     VARIATION,
     assign_spikes,
     find_repeated,
@@ -41,16 +40,16 @@ def odds_of_residuals(residuals, differences, frequencies=1.0):
 
 
 def slow_odds(residuals, differences, frequencies):
-    """By Gaussian log-likelihoods along each difference, one spike and one unit at a time."""
+    """By the densities of Student's distribution along each difference, one unit at a time."""
     n_others = len(differences)
     odds = np.zeros((len(residuals), n_others))
     for other in range(n_others):
         norm = np.sqrt(np.sum(differences[other] ** 2))
         along = np.array([np.sum(residual * differences[other]) / norm for residual in residuals])
         sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
-        odds[:, other] = (-0.5 * (along - norm) ** 2 + 0.5 * along**2) / sd / TEMPERATURE
-        odds[:, other] += np.log(RIVAL_ODDS * frequencies[other])
-    return np.exp(odds)
+        own, of_other = (1 + (along - mean) ** 2 / sd**2 / DIFFERENCE_FREEDOM for mean in (0, norm))
+        odds[:, other] = frequencies[other] * (own / of_other) ** ((DIFFERENCE_FREEDOM + 1) / 2)
+    return odds
 
 
 @settings(max_examples=20, deadline=None)
@@ -66,13 +65,13 @@ def test_rivals_against_slow_likelihoods(n_channels, n_others, seed, scale):
 
 def test_equal_units_share_and_far_ones_do_not_overflow():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
-    assert odds_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.full((9, 3), RIVAL_ODDS))
+    assert odds_of_residuals(residuals, np.zeros((3, 2, 60))) == pytest.approx(np.ones((9, 3)))
     assert odds_of_residuals(residuals, np.full((1, 2, 60), 1e3)) == pytest.approx(np.zeros((9, 1)))
 
 
 def test_a_rare_unit_takes_few_spikes_from_a_frequent_one():
     residuals = np.random.default_rng(0).normal(size=(9, 2, 60))
-    assert odds_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1]) == pytest.approx(np.full((9, 1), 0.1 * RIVAL_ODDS))
+    assert odds_of_residuals(residuals, np.zeros((1, 2, 60)), [0.1]) == pytest.approx(np.full((9, 1), 0.1))
 
 
 def test_a_spike_of_another_unit_is_told():
@@ -105,7 +104,7 @@ def test_noise_by_hand():
     deviations = np.array([-2.0, -1.0, 0.0, 1.0, 2.0])
     sizes = 10.0 + deviations
     spread = np.hypot(1.482602218505602, VARIATION * 10.0)
-    of_unit = 3.0 * student.pdf(deviations / spread, DEGREES_OF_FREEDOM) / spread
+    of_unit = 3.0 * student.pdf(deviations / spread, SIZE_FREEDOM) / spread
     of_noise = NOISE_RATE * np.exp(-NOISE_DECAY * (sizes - NOISE_SIZE))
     np.testing.assert_allclose(weigh_noise(sizes, deviations, 3.0), of_noise / of_unit)
 
@@ -173,7 +172,7 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
     rng = np.random.default_rng(0)
     units = np.zeros((3, 90, 12))
     units[0, :, :2] = np.outer(make_pulse(), [10, 6])
-    units[1, :, :2] = np.outer(make_pulse(), [9.7, 6])  # hardly another unit
+    units[1, :, :2] = np.outer(make_pulse(), [9.9, 6])  # hardly another unit
     units[2, :, 11] = 10 * make_pulse()  # far away: no competitor
     samples, labels = np.arange(300, 29_700, 200), np.arange(147) % 3
     traces = add_spikes(rng.normal(size=(30_000, 12)), units, samples, labels)
@@ -184,7 +183,7 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
     if neurons[0] == neurons[1]:  # fragments of one neuron
         assert found.min() > 0.99
         return
-    assert ((found[labels < 2] > 0.55) & (found[labels < 2] < 0.8)).all()
+    assert ((found[labels < 2] > 0.4) & (found[labels < 2] < 0.6)).all()  # matching knows no better
 
 
 def test_leftovers_are_doubted_and_none_is_below_the_limit(tmp_path):
