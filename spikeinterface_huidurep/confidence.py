@@ -23,7 +23,7 @@ from spikeinterface_huidurep.splitting import remove_running_mean
 
 N_AROUND = 20  # spikes whose mean is what drift has made of the template
 MIN_PROBABILITY = 0.6  # that a spike is of another unit, to be given to it: matching has chosen its own
-RIVAL_DISTANCE_UM = 100.0  # between the main channels of units that may be confused
+MIN_SHARE_SEEN = 0.5  # of the energy of the template of another unit, on the channels of what is left of a spike
 DIFFERENCE_FREEDOM = 5  # degrees of freedom of what is left of spikes along a difference: neurons vary, spikes overlap
 SIZE_FREEDOM = 20  # of the sizes of the spikes of a unit
 NOISE_RATE = 0.086  # per s and noise SD: spikes of NOISE_SIZE that are of no unit and that a template takes for its own
@@ -63,12 +63,11 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
     spikes = sorting.to_spike_vector().copy()
     counts = np.bincount(neurons[unit_indices], minlength=len(neurons))[neurons]
     all_odds = OTHER_ODDS + 1 / np.maximum(shares, 1e-6) - 1  # of all else, to the unit
-    for unit_index in range(len(neurons)):
+    for unit_index, rivals in enumerate(find_rivals(residuals, neurons)):
         rows = np.flatnonzero(unit_indices == unit_index)
         if len(rows) == 0:
             continue
         sizes, deviations = measure_sizes(residuals, rows, unit_index)
-        rivals = find_rivals(residuals, unit_index, neurons)
         odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
         candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
         total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
@@ -132,11 +131,26 @@ def weigh_noise(sizes, deviations, rate):
     return of_noise / np.maximum(of_unit, 1e-12)
 
 
-def find_rivals(residuals, unit_index, neurons):
-    """Indices of the units close to one that are of other neurons; int64 (n_rivals,)."""
-    locations_um = residuals.neighborhoods.locations_um[residuals.main_channels]
-    distances_um = np.linalg.norm(locations_um - locations_um[unit_index], axis=1)
-    return np.flatnonzero((distances_um <= RIVAL_DISTANCE_UM) & (neurons != neurons[unit_index]))
+def find_rivals(residuals, neurons):
+    """
+    The units that the spikes of each unit may be of instead, as far as what is left of them can show it.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    neurons : np.ndarray, int64, shape (n_units,)
+
+    Returns
+    -------
+    rivals : list of np.ndarray, int64, shape (n_rivals,)
+        For each unit those of other neurons that have most of their template on its channels.
+    """
+    energies = np.sum(residuals.waveforms**2, axis=1)  # (u, c)
+    shares = np.stack(
+        [energies[:, residuals.find_channels(index)].sum(axis=1) for index in range(len(neurons))]
+    ) / energies.sum(axis=1)
+    is_rival = (shares >= MIN_SHARE_SEEN) & (neurons != neurons[:, None])
+    return [np.flatnonzero(row) for row in is_rival]
 
 
 def compare_units(residuals, rows, unit_index, rivals, counts):

@@ -1,5 +1,7 @@
 """Confidence of spikes: against closed forms, and in recordings where it is known what is right."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -19,12 +21,15 @@ from spikeinterface_huidurep.confidence import (
     VARIATION,
     assign_spikes,
     find_repeated,
+    find_rivals,
     limit_odds,
     weigh_noise,
     weigh_rivals,
 )
 from spikeinterface_huidurep.residuals import NOISE_SIZE, extract_residuals, multiply
 from spikeinterface_huidurep.waveforms import Neighborhoods
+
+from .test_refinement import make_residuals
 
 SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
@@ -225,6 +230,23 @@ def test_an_overlapping_spike_costs_no_confidence(tmp_path, n_before, n_after, l
 
 
 # --- to another unit ---
+
+
+def test_rivals_are_seen_on_the_channels_of_a_unit():
+    """On channels 20 um apart, of which those up to 60 um away are looked at."""
+    energies = np.zeros((4, 12))
+    energies[0, 2] = energies[1, 4] = energies[2, 11] = 1.0
+    energies[3, [4, 11]] = 0.8, 1.0  # more of it is out of sight
+    residuals, _ = make_residuals([np.zeros((12, 140))] * 4, [0, 1, 2, 3])
+    waveforms = np.zeros_like(residuals.waveforms)
+    waveforms[:, 30] = np.sqrt(energies)
+    neighborhoods = Neighborhoods(np.c_[np.zeros(12), 20.0 * np.arange(12)], 60.0)
+    main_channels = np.array([2, 4, 11, 4])
+    residuals = replace(residuals, waveforms=waveforms, neighborhoods=neighborhoods, main_channels=main_channels)
+    rivals = [found.tolist() for found in find_rivals(residuals, np.arange(4))]
+    assert rivals == [[1], [0], [3], [0, 1]]
+    rivals = [found.tolist() for found in find_rivals(residuals, np.array([0, 0, 2, 3]))]
+    assert rivals == [[], [], [3], [0, 1]]
 
 
 def make_two_units(rng, later):
