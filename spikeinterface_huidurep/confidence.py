@@ -30,7 +30,7 @@ NOISE_RATE = 0.086  # per s and noise SD: spikes of NOISE_SIZE that are of no un
 NOISE_DECAY = 0.84  # per noise SD: with it the logarithm of their rate falls
 VARIATION = 0.03  # of the size of the spikes of a neuron, in multiples of it
 OTHER_ODDS = 0.0003  # of what nothing here tells
-MAX_ODDS = 10.0  # of all else against the unit of a spike, however well it fits what is compared here
+MAX_ODDS = 4.0  # of all else against the unit of a spike, however well it fits what is compared here
 
 
 def assign_spikes(sorting, residuals, neurons, shares, duration_s):
