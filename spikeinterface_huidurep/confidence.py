@@ -146,9 +146,8 @@ def find_rivals(residuals, neurons):
         For each unit those of other neurons that have most of their template on its channels.
     """
     energies = np.sum(residuals.waveforms**2, axis=1)  # (u, c)
-    shares = np.stack(
-        [energies[:, residuals.find_channels(index)].sum(axis=1) for index in range(len(neurons))]
-    ) / energies.sum(axis=1)
+    is_seen = residuals.neighborhoods.make_sparsity_mask()[residuals.main_channels]  # (u, c)
+    shares = is_seen @ energies.T / energies.sum(axis=1)
     is_rival = (shares >= MIN_SHARE_SEEN) & (neurons != neurons[:, None])
     return [np.flatnonzero(row) for row in is_rival]
 

@@ -155,9 +155,13 @@ def keep_frequent_units(labels, share_selected, duration_s, params):
     -------
     labels : np.ndarray, int64, shape (n_peaks,)
     """
+    return keep_large_clusters(labels, params.min_firing_rate * duration_s * share_selected)
+
+
+def keep_large_clusters(labels, min_size):
+    """Take the label from clusters of fewer than `min_size` spikes; labels int64 (n_peaks,), -1 for none."""
     unit_ids, counts = np.unique(labels[labels >= 0], return_counts=True)
-    rare = unit_ids[counts < params.min_firing_rate * duration_s * share_selected]
-    return np.where(np.isin(labels, rare), -1, labels)
+    return np.where(np.isin(labels, unit_ids[counts < min_size]), -1, labels)
 
 
 def match_templates(traces, templates, params, job_kwargs):
@@ -212,7 +216,7 @@ def keep_lasting_units(traces, sorting, templates, n_spikes, made_of, job_kwargs
     sorting : BaseSorting
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
-    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of), strict=True))
+    norms = _norms_of_units(templates, made_of)
     unit_ids = sorting.unit_ids.tolist()
     inflated = [id_ for id_ in unit_ids if found[id_] > MAX_INFLATION * n_spikes[id_] and norms[id_] < WEAK_NORM]
     lasting = find_lasting_units(traces, sorting.select_units(inflated), templates.select_units(inflated), job_kwargs)
@@ -240,7 +244,7 @@ def keep_confirmed_units(sorting, templates, made_of):
     sorting : BaseSorting
     """
     found = sorting.count_num_spikes_per_unit(outputs="dict")
-    norms = dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of), strict=True))
+    norms = _norms_of_units(templates, made_of)
     frequent = [id_ for id_ in sorting.unit_ids.tolist() if found[id_] >= MIN_CONFIRMED * made_of[id_]]
     return sorting.select_units(find_independent_units(sorting.select_units(frequent), norms))
 
@@ -333,6 +337,11 @@ def measure_norms(templates, made_of):
     n_values = templates.num_samples * np.any(waveforms != 0, axis=1).sum(axis=1)
     counts = np.array([made_of[unit_id] for unit_id in templates.unit_ids.tolist()])
     return np.sqrt(np.maximum(energies - n_values / np.maximum(counts, 1), 0))
+
+
+def _norms_of_units(templates, made_of):
+    """The same as dict of unit id -> norm."""
+    return dict(zip(templates.unit_ids.tolist(), measure_norms(templates, made_of).tolist(), strict=True))
 
 
 def make_sorting(samples, labels, segments, sampling_frequency):

@@ -13,7 +13,7 @@ import numpy as np
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
-from spikeinterface_huidurep.matching import keep_frequent_units
+from spikeinterface_huidurep.matching import keep_frequent_units, keep_large_clusters
 from spikeinterface_huidurep.merging import merge_clusters, thin
 from spikeinterface_huidurep.residuals import cut_out, read_waveforms, take_away
 from spikeinterface_huidurep.splitting import measure_spread
@@ -88,7 +88,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         traces.sampling_frequency,
         params.seed,
     )
-    labels = keep_large_clusters(labels)
+    labels = keep_large_clusters(labels, MIN_SPIKES)
     labels = keep_frequent_units(labels, share_selected, traces.get_total_duration(), params)
     return peaks[labels >= 0], labels[labels >= 0], share_selected
 
@@ -170,12 +170,6 @@ def keep_neurons(vectors, peaks, labels, residuals, max_spread):
         if measure_norm(white) >= MIN_NORM and measure_spread(white) <= max_spread * white.shape[1]:
             kept.append(label)
     return np.where(np.isin(labels, kept), labels, -1)
-
-
-def keep_large_clusters(labels):
-    """Take the label from clusters of fewer than MIN_SPIKES; labels (n_peaks,), -1 where a peak has none."""
-    clusters, counts = np.unique(labels, return_counts=True)
-    return np.where(np.isin(labels, clusters[counts >= MIN_SPIKES]), labels, -1)
 
 
 def measure_spread_of_units(sorting, residuals):

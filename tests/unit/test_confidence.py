@@ -6,9 +6,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probeinterface import generate_linear_probe
 from scipy.stats import t as student
-from spikeinterface.core import NumpyRecording, NumpySorting, Templates
+from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.confidence import (
@@ -30,10 +29,7 @@ from spikeinterface_huidurep.residuals import NOISE_SIZE, extract_residuals, mul
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_refinement import make_residuals
-
-SAMPLING_FREQUENCY = 30_000.0
-JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
-
+from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_templates
 
 # --- other units ---
 
@@ -146,16 +142,10 @@ def test_odds_are_limited(odds):
 
 def assign(traces, samples, labels, templates, neurons, folder, shares=1.0, nbefore=30):
     """By the residuals of one segment, shape (n_samples, n_channels)."""
-    n_channels = traces.shape[1]
-    probe = generate_linear_probe(num_elec=n_channels, ypitch=20.0)
-    probe.set_device_channel_indices(np.arange(n_channels))
-    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY)
-    recording.set_probe(probe)
-    templates = Templates(
-        templates, SAMPLING_FREQUENCY, nbefore, channel_ids=recording.channel_ids, probe=probe, is_in_uV=False
-    )
-    unit_ids = np.arange(len(templates.unit_ids))
-    sorting = NumpySorting.from_samples_and_labels([samples], [labels], SAMPLING_FREQUENCY, unit_ids)
+    templates = make_templates(templates, nbefore)
+    recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.set_probe(templates.probe)
+    sorting = make_sorting(samples, labels)
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
     residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
     shares = np.broadcast_to(shares, len(samples))

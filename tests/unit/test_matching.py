@@ -22,6 +22,7 @@ from spikeinterface_huidurep.matching import (
     find_lasting_units,
     keep_confirmed_units,
     keep_frequent_units,
+    keep_large_clusters,
     keep_lasting_units,
     make_sorting,
     match_templates,
@@ -107,6 +108,11 @@ def test_no_unit_to_keep(labels):
 def test_rate_zero_keeps_all():
     labels = np.array([0, 1, 1, -1])
     assert np.array_equal(keep_frequent_units(labels, 1.0, 1e6, SorterParams(min_firing_rate=0.0)), labels)
+
+
+def test_small_clusters_by_hand():
+    labels = np.repeat([-1, 3, 7], [50, 19, 20])
+    assert keep_large_clusters(labels, 20).tolist() == [-1] * 69 + [7] * 20
 
 
 # --- templates ---

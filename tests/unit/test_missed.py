@@ -17,7 +17,6 @@ from spikeinterface_huidurep.missed import (
     MIN_SPIKES,
     find_explained,
     find_missed_units,
-    keep_large_clusters,
     keep_neurons,
     measure_norm,
     measure_spread_of_units,
@@ -165,11 +164,6 @@ def test_a_neuron_that_the_mixture_takes_apart_is_one(tmp_path, monkeypatch):
     monkeypatch.setattr(missed, "cluster_spikes", divide)
     (_, labels, _), times = find_in_noise(60, tmp_path)
     assert MIN_PART < MIN_SPIKES and np.unique(labels).size == 1 and len(labels) > len(times) // 2
-
-
-def test_small_clusters_by_hand():
-    labels = np.repeat([-1, 3, 7], [50, MIN_SPIKES - 1, MIN_SPIKES])
-    assert keep_large_clusters(labels).tolist() == [-1] * (49 + MIN_SPIKES) + [7] * MIN_SPIKES
 
 
 def test_nothing_is_missed_in_noise(tmp_path):
