@@ -4,8 +4,9 @@ Link the fragments of a neuron.
 Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the
 other is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked
 when their templates are alike and their spikes fall into the same stretches of time much less often than chance. They
-are also linked when they fire together, but hardly ever one within the refractory period of the other. Units with
-nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
+are also linked when they fire together, but hardly ever one within the refractory period of the other. Bursts show it
+best: their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Units
+with nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
 Units whose templates differ more than those of most fragments may hardly coincide. The pair with the closest templates
@@ -31,6 +32,7 @@ MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take
 MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
+BURST_S = (2e-3, 10e-3)  # or this far, if they do so more often: the later spikes of a burst are smaller
 MAX_REFRACTORY = 0.3  # share of what chance would give
 MAX_PROBABILITY = 1e-4  # that chance gave as few
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
@@ -189,7 +191,8 @@ def respect_refractory_period(first_s, second_s, max_probability=MAX_PROBABILITY
     """
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)
-    chance = count_pairs(*trains, *AROUND_S) * np.ptp(REFRACTORY_S) / np.ptp(AROUND_S)
+    rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
+    chance = max(rates) * np.ptp(REFRACTORY_S)
     return bool(found <= MAX_REFRACTORY * chance and poisson.cdf(found, chance) < max_probability)
 
 

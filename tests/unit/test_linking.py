@@ -225,6 +225,15 @@ def test_few_spikes_show_nothing():
     assert not respect_refractory_period(train, np.zeros(0))
 
 
+@pytest.mark.parametrize(("nearest_ms", "wanted"), [(2.5, True), (0.7, False)])
+def test_few_spikes_of_bursts_show_a_refractory_period(nearest_ms, wanted):
+    """The second spikes of bursts are smaller: one unit has the first ones, another one the second ones."""
+    rng = np.random.default_rng(0)
+    first = np.sort(rng.uniform(0, 150, 100))
+    second = first + rng.uniform(nearest_ms, 8.0, 100) * 1e-3
+    assert respect_refractory_period(first, second) == wanted
+
+
 def test_a_spike_that_was_found_twice_breaks_no_refractory_period():
     train = fire_at_random(0)
     assert respect_refractory_period(train[::2], np.r_[train[1::2], train[::20] + 0.5e-3])
