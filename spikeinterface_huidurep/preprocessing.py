@@ -9,6 +9,7 @@ from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
+from spikeinterface_huidurep.restlessness import even_noise
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
     noise_levels,
@@ -111,7 +112,7 @@ def check_finite(recording):
 
 def preprocess(recording, params, folder, job_kwargs):
     """
-    Filter, reference and whiten.
+    Filter, reference, whiten, and scale down where the noise is larger for a while.
 
     Parameters
     ----------
@@ -134,9 +135,10 @@ def preprocess(recording, params, folder, job_kwargs):
     else:
         levels = get_noise_levels(recording, return_in_uV=False, random_slices_kwargs=dict(seed=params.seed))
         traces = scale(recording, gain=1 / levels, dtype="float32")
-    return cache_preprocessing(
+    traces, cache_info = cache_preprocessing(
         traces, mode=params.cache_preprocessing_mode, folder=folder / "cache_preprocessing", job_kwargs=job_kwargs
     )
+    return even_noise(traces), cache_info
 
 
 def filter_band(recording, params):
