@@ -11,8 +11,10 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+import scipy.signal
 import spikeinterface.full as si
-from hybrid import make_hybrid
+from hybrid import make_hybrid, make_hybrid_bursts
 from mearec import make_mearec
 from probes import make_neuropixels_probe
 
@@ -59,7 +61,7 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cac
     recording, ground_truth : None | str | Path
         One more pair of anything that SpikeInterface reads; see `name_pair`.
     real_data : None | str | Path
-        Folder with the data of `hybrid.py`, for the hybrid case.
+        Folder with the data of `hybrid.py`, for the hybrid cases.
     cache_folder : str | Path, default: "benchmark_work"
         Where MEArec's templates are kept.
     seed : int, default: 0
@@ -78,6 +80,8 @@ def find_cases(sets=None, recording=None, ground_truth=None, real_data=None, cac
     if real_data:
         facts = "30 mean waveforms of real neurons in noise with a real spectrum, 64 Neuropixels sites"
         made.append(Case("hybrid_static", partial(make_hybrid, real_data, MADE_DURATION_S), facts))
+        facts += "; every second one fires in bursts in which spikes get smaller"
+        made.append(Case("hybrid_bursts", partial(make_hybrid_bursts, real_data, MADE_DURATION_S), facts))
     cases = [replace(case, make=partial(case.make, seed=seed)) for case in made]
     if sets:
         cases += find_sets(str(sets), seed)
@@ -143,6 +147,25 @@ def make_native(noise_level_uv, duration_s=MADE_DURATION_S, seed=0, sampling_fre
     )
 
 
+def make_native_restless(seed=0):
+    """`native_static` with bouts of larger noise, as of muscles: 1 s each, most of it the same on all channels."""
+    recording, sorting = make_native(5.0, num_channels=32, num_units=20, seed=seed)
+    rng = np.random.default_rng(seed)
+    traces = recording.get_traces()
+    n_samples, n_channels = int(recording.sampling_frequency), recording.get_num_channels()
+    band = scipy.signal.butter(2, MUSCLE_BAND_HZ, "bandpass", fs=recording.sampling_frequency, output="sos")
+    gains = rng.uniform(0.7, 1.3, n_channels)
+    for start in rng.integers(0, len(traces) - n_samples, N_BOUTS):
+        shared = scipy.signal.sosfilt(band, rng.standard_normal(n_samples))[:, None]
+        noise = SHARED_UV * shared / shared.std() * gains + OWN_UV * rng.standard_normal((n_samples, n_channels))
+        traces[start : start + n_samples] += scipy.signal.windows.tukey(n_samples)[:, None] * noise
+    restless = si.NumpyRecording(traces, recording.sampling_frequency)
+    restless.set_probe(recording.get_probe())
+    restless.set_channel_gains(1.0)
+    restless.set_channel_offsets(0.0)
+    return restless, sorting
+
+
 def make_native_drift(seed=0):
     """SpikeInterface's drifting generator: 30 units beside 64 Neuropixels sites move up and down by 40 um."""
     zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=10.0, t_end_drift=None, period_s=100)
@@ -173,6 +196,8 @@ ONE_CHANNEL = dict(
     generate_templates_kwargs=dict(unit_params=dict(alpha=[45.0, 75.0, 120.0], spatial_decay=40.0)),
 )
 
+N_BOUTS, SHARED_UV, OWN_UV, MUSCLE_BAND_HZ = 15, 15.0, 5.0, (100.0, 3000.0)
+
 RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
 
 MADE_CASES = (
@@ -200,6 +225,11 @@ MADE_CASES = (
         "native_rare",
         partial(make_native, 10.0, num_channels=32, num_units=30, generate_sorting_kwargs=RARE_SPIKES),
         "SpikeInterface's generator, 2 columns of 16 channels, 30 units of 0.2 to 2 Hz, white noise of 10 uV",
+    ),
+    Case(
+        "native_restless",
+        make_native_restless,
+        "as native_static, with 15 bouts of 1 s in which the noise is larger, most of it common to all channels",
     ),
     Case(
         "native_384",

@@ -26,6 +26,9 @@ MAX_OFFSET = 6  # samples; 0.2 ms
 NOISE_UV = 10.0
 AMPLITUDE_RANGE_UV = (40.0, 400.0)
 FIRING_RATES_HZ = (1.0, 10.0)
+REFRACTORY_MS = 3.0
+AMPLITUDE_SD = 0.05
+BURST_DECAY, SMALLEST = 0.8, 0.4  # of the size of spikes, from one to the next in a burst, and of the last ones
 TAPER = 0.2  # share of the window over which a cut-out waveform goes to 0
 
 
@@ -53,9 +56,58 @@ def make_hybrid(data_folder, duration_s, seed=0):
     return si.generate_hybrid_recording(
         noise,
         templates=templates,
-        generate_sorting_kwargs=dict(num_units=N_UNITS, firing_rates=FIRING_RATES_HZ, refractory_period_ms=3.0),
+        generate_sorting_kwargs=dict(
+            num_units=N_UNITS, firing_rates=FIRING_RATES_HZ, refractory_period_ms=REFRACTORY_MS
+        ),
         seed=seed,
     )
+
+
+def make_hybrid_bursts(data_folder, duration_s, seed=0):
+    """As `make_hybrid`, but every second neuron fires in bursts, in which each spike is smaller than the one before."""
+    rng = np.random.default_rng(seed)
+    noise = make_noise(Path(data_folder) / "ibl_noise", duration_s, seed)
+    templates = place_templates(Path(data_folder) / "brody_np1_templates" / "brody_np1_templates_61.npz", rng)
+    trains = [fire(rng.uniform(*FIRING_RATES_HZ), 1 + unit % 2, duration_s, rng) for unit in range(N_UNITS)]
+    samples, sizes = (np.concatenate(values) for values in zip(*trains, strict=True))
+    units = np.repeat(np.arange(N_UNITS), [len(times) for times, _ in trains])
+    order = np.lexsort((units, samples))
+    sorting = si.NumpySorting.from_samples_and_labels([samples[order]], [units[order]], SAMPLING_FREQUENCY_HZ)
+    sizes = sizes[order] + AMPLITUDE_SD * rng.standard_normal(len(sizes))
+    return si.generate_hybrid_recording(
+        noise, sorting=sorting, templates=templates, amplitude_factor=sizes.astype("float32"), seed=seed
+    )
+
+
+def fire(rate_hz, mean_in_burst, duration_s, rng):
+    """
+    Spikes of a neuron that fires in bursts.
+
+    Parameters
+    ----------
+    rate_hz : float
+        Of all spikes.
+    mean_in_burst : float
+        Mean number of spikes of a burst; 1 for a neuron that fires them one by one.
+    duration_s : float
+    rng : np.random.Generator
+
+    Returns
+    -------
+    samples : np.ndarray, int64, shape (n_spikes,)
+    sizes : np.ndarray, float64, shape (n_spikes,)
+        In multiples of the mean waveform.
+    """
+    n_bursts = int(2 * rate_hz * duration_s)  # more than can be in this time
+    counts = rng.geometric(1 / mean_in_burst, n_bursts)
+    places = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+    refractory_s = REFRACTORY_MS / 1000
+    intervals_s = refractory_s + rng.gamma(3.0, 1e-3, len(places))
+    intervals_s[places == 0] = 2 * refractory_s + rng.exponential(mean_in_burst / rate_hz, n_bursts)
+    times_s = np.cumsum(intervals_s)
+    is_inside = times_s < duration_s - 0.01
+    sizes = np.maximum(BURST_DECAY**places, SMALLEST)
+    return (times_s[is_inside] * SAMPLING_FREQUENCY_HZ).astype("int64"), sizes[is_inside]
 
 
 def make_noise(folder, duration_s, seed):

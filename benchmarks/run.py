@@ -271,7 +271,7 @@ def make_parser():
     parser.add_argument("--sets", help="folder of sets NAME/recording and NAME/sorting; may contain {seed}")
     parser.add_argument("--recording", help="a recording: a path for si.load, or READER:PATH for si.read_READER")
     parser.add_argument("--ground-truth", help="its true sorting, given in the same way")
-    parser.add_argument("--real-data", help="folder with the data of hybrid.py, for the case hybrid_static")
+    parser.add_argument("--real-data", help="folder with the data of hybrid.py, for the hybrid cases")
     variants = ", ".join(VARIANTS)
     parser.add_argument(
         "--sorters", nargs="+", default=["huidurep"], help=f"{LIMIT}, {variants}, or any sorter of SpikeInterface"

@@ -56,3 +56,19 @@ def test_waveforms_far_from_their_place_are_moved(sample, wanted):
     assert moved.shape == (61, 3)
     assert moved[wanted].tolist() == [1.0, -3.0, 2.0]
     assert np.abs(moved).sum() == 6.0
+
+
+@pytest.mark.parametrize("mean_in_burst", [1, 2])
+def test_spikes_get_smaller_in_bursts(mean_in_burst):
+    from hybrid import REFRACTORY_MS, SAMPLING_FREQUENCY_HZ, fire
+
+    samples, sizes = fire(5.0, mean_in_burst, 200.0, np.random.default_rng(0))
+    assert len(samples) == pytest.approx(1000, rel=0.15)
+    assert len(samples) / np.sum(sizes == 1) == pytest.approx(mean_in_burst, rel=0.1)
+    intervals_ms = 1000 * np.diff(samples) / SAMPLING_FREQUENCY_HZ
+    assert intervals_ms.min() >= REFRACTORY_MS - 0.1
+    assert sizes.min() == (1.0 if mean_in_burst == 1 else 0.4)
+    is_later = sizes[1:] < 1
+    np.testing.assert_allclose(sizes[1:][is_later], np.maximum(0.8 * sizes[:-1][is_later], 0.4))
+    assert is_later.any() == (mean_in_burst > 1)
+    assert np.all(intervals_ms[is_later] < 30)
