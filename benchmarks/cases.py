@@ -159,7 +159,7 @@ def make_native_restless(seed=0):
         shared = scipy.signal.sosfilt(band, rng.standard_normal(n_samples))[:, None]
         noise = SHARED_UV * shared / shared.std() * gains + OWN_UV * rng.standard_normal((n_samples, n_channels))
         traces[start : start + n_samples] += scipy.signal.windows.tukey(n_samples)[:, None] * noise
-    restless = si.NumpyRecording(traces, recording.sampling_frequency)
+    restless = si.NumpyRecording(traces, recording.sampling_frequency, channel_ids=recording.channel_ids)
     restless.set_probe(recording.get_probe())
     restless.set_channel_gains(1.0)
     restless.set_channel_offsets(0.0)

@@ -9,6 +9,8 @@ from spikeinterface.sortingcomponents.peak_detection import detect_peaks
 from spikeinterface.sortingcomponents.peak_selection import select_peaks
 from spikeinterface.sortingcomponents.tools import get_prototype_and_waveforms_from_peaks
 
+from spikeinterface_huidurep.restlessness import measure_restlessness
+
 logger = logging.getLogger(__name__)
 
 EXCLUDE_SWEEP_MS = 1.2  # closer spikes of one neighbourhood are found later, by template matching
@@ -44,11 +46,19 @@ def detect_spikes(traces, params, job_kwargs, examples=None):
         Sorted by segment and sample. The amplitude has the sign of the peak.
     """
     if params.peak_sign != "both":
-        return sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs, examples))
+        peaks = sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs, examples))
+        return leave_out_restlessness(peaks, traces, params.detect_threshold)
     troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs, examples)
     positive = detect_large_peaks(traces, "pos", params, job_kwargs)
     radius_um = POSITIVE_RADIUS * params.detection_radius_um
-    return join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
+    peaks = join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
+    return leave_out_restlessness(peaks, traces, params.detect_threshold)
+
+
+def leave_out_restlessness(peaks, traces, threshold):
+    """Peaks (n_peaks,) without those that are below the threshold in multiples of the noise SD at their time."""
+    ratios = measure_restlessness(traces, peaks["sample_index"], peaks["segment_index"])
+    return peaks[(ratios == 1) | (np.abs(peaks["amplitude"]) >= threshold * ratios)]
 
 
 def detect_large_peaks(traces, peak_sign, params, job_kwargs, **pipeline_kwargs):

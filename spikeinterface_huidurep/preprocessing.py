@@ -9,7 +9,7 @@ from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
-from spikeinterface_huidurep.restlessness import even_noise
+from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
     noise_levels,
@@ -112,7 +112,7 @@ def check_finite(recording):
 
 def preprocess(recording, params, folder, job_kwargs):
     """
-    Filter, reference, whiten, and scale down where the noise is larger for a while.
+    Filter, reference, whiten, and find where the noise is larger for a while.
 
     Parameters
     ----------
@@ -138,7 +138,8 @@ def preprocess(recording, params, folder, job_kwargs):
     traces, cache_info = cache_preprocessing(
         traces, mode=params.cache_preprocessing_mode, folder=folder / "cache_preprocessing", job_kwargs=job_kwargs
     )
-    return even_noise(traces), cache_info
+    find_restless_stretches(traces)
+    return traces, cache_info
 
 
 def filter_band(recording, params):

@@ -21,6 +21,7 @@ from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.noise import Noise
+from spikeinterface_huidurep.restlessness import measure_restlessness
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
@@ -244,6 +245,13 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     places, sizes, is_spike = (np.concatenate(values) for values in zip(*measured, strict=True))
     members = np.concatenate([rows for rows, _ in parts])
     noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
+    restlessness = measure_restlessness(
+        residuals.noise.traces,
+        spikes["sample_index"][members],
+        spikes["segment_index"][members],
+        residuals.get_waveform(unit_index, slice(None)),
+    )
+    is_spike &= (restlessness == 1) | (sizes >= NOISE_SIZE * restlessness)
     is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
     return members, places, is_spike & is_neuron
 

@@ -1,116 +1,58 @@
 """
 Stretches of time in which the noise is larger, as when the animal chews.
 
-All that is judged in multiples of the noise SD, from the detection of spikes on, would take that noise for spikes, and
-its clusters would hold those of neurons. So the traces are scaled down there to the noise that they have elsewhere, and
-more than that in directions in which the noise is larger still: much of it is common to the channels.
+Peaks of that noise would be clustered as if they were spikes, and matching finds the templates of neurons in it. So a
+spike has to be larger there to count, by as much as the noise is, along its own waveform: most of such noise is common
+to the channels. What the noise of the stretches is like is kept as an annotation of the traces.
 """
 
 import logging
-from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 
 import numpy as np
-from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, BasePreprocessorSegment
 
 from spikeinterface_huidurep.whitening import noise_levels
 
 logger = logging.getLogger(__name__)
 
+ANNOTATION = "restless_stretches"
 STRETCH_S = 0.25
 SAMPLES_OF_STRETCH = 500  # are read of it
 MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it, too, but not as much
 MIN_EXCESS = 1.25  # of the noise SD in a direction to that on the channels
 MAX_DEFLECTION = 3.0  # noise SD; more is not noise
+CALM = (1.0, (), ())
 
 
-@dataclass
-class Stretch:
-    """What is done to the traces of a stretch: divided by `level`, and by more in some directions."""
-
-    level: float = 1.0
-    """Noise SD on the channels."""
-    directions: tuple = ()
-    """Unit vectors, each of n_channels numbers."""
-    levels: tuple = ()
-    """Noise SD in each direction."""
-
-    def scale_directions(self, traces):
-        """What has to be added to traces (n_samples, n_channels) / level, same shape."""
-        directions = np.asarray(self.directions, dtype=traces.dtype)  # (n_directions, n_channels)
-        gains = 1 / np.asarray(self.levels, dtype=traces.dtype) - 1 / self.level
-        return (traces @ directions.T * gains.astype(traces.dtype)) @ directions
-
-
-class EvenNoiseRecording(BasePreprocessor):
+def find_restless_stretches(traces):
     """
-    Scale traces down at times of larger noise.
+    Find the stretches where the noise is larger, and annotate the traces with them, if there are any.
 
-    Parameters
-    ----------
-    recording : BaseRecording
-        Floating-point traces.
-    stretches : list of list of (level, directions, levels)
-        For every segment the values of `Stretch` for stretches of the same length; between their middles the traces
-        change smoothly from what is done in one to what is done in the next.
-    """
-
-    def __init__(self, recording, stretches):
-        BasePreprocessor.__init__(self, recording)
-        for parent_segment, of_segment in zip(recording.segments, stretches, strict=True):
-            self.add_recording_segment(_EvenNoiseSegment(parent_segment, [Stretch(*values) for values in of_segment]))
-        self._kwargs = dict(recording=recording, stretches=stretches)
-
-
-class _EvenNoiseSegment(BasePreprocessorSegment):
-    def __init__(self, parent_recording_segment, stretches):
-        BasePreprocessorSegment.__init__(self, parent_recording_segment)
-        self.stretches = stretches
-        self.middles = (np.arange(len(stretches)) + 0.5) * self.get_num_samples() / len(stretches)
-
-    def get_traces(self, start_frame, end_frame, channel_indices):
-        parent = self.parent_recording_segment.get_traces(start_frame, end_frame, slice(None))
-        frames = np.arange(start_frame, end_frame)
-        traces = parent * self._interpolate(frames, [1 / stretch.level for stretch in self.stretches])
-        for index, stretch in enumerate(self.stretches):
-            if stretch.directions:
-                weights = self._interpolate(frames, np.arange(len(self.stretches)) == index)
-                rows = np.flatnonzero(weights)
-                traces[rows] += weights[rows] * stretch.scale_directions(parent[rows])
-        return traces[:, channel_indices]
-
-    def _interpolate(self, frames, values):
-        return np.interp(frames, self.middles, values)[:, None].astype("float32")
-
-
-def even_noise(traces):
-    """
-    Scale traces down in the stretches where the noise is larger; they stay as they are without any.
+    The annotation holds for each segment stretches of the same length: how much larger the noise is on the channels (1
+    where it is not), directions in which it is larger still (unit vectors over the channels), and by how much in each.
+    Stretches beside restless ones are taken for restless, too.
 
     Parameters
     ----------
     traces : BaseRecording
-        float32, in multiples of the noise SD.
-
-    Returns
-    -------
-    traces : BaseRecording
-        Lazy; the log says how long the noise is larger.
+        In multiples of the noise SD.
     """
     readers = [split_segment(traces, index) for index in range(traces.get_num_segments())]
     levels = [[measure_level(read()) for read in of_segment] for of_segment in readers]
-    limit = MIN_RATIO * np.median(np.concatenate(levels))
-    is_restless = np.concatenate(levels) > limit
-    if not is_restless.any():
-        return traces
-    mean_level, duration_s = np.concatenate(levels)[is_restless].mean(), is_restless.sum() * STRETCH_S
-    logger.info("noise is %.1f times larger for %.1f s: scaled down there", mean_level, duration_s)
+    usual = np.median(np.concatenate(levels))
+    n_restless = np.sum(np.concatenate(levels) > MIN_RATIO * usual)
+    if n_restless == 0:
+        return
+    logger.info("noise is larger for %.1f s: spikes have to be larger there, too", n_restless * STRETCH_S)
     stretches = [
-        [describe_stretch(read(), level) if level > limit else (1.0, (), ()) for read, level in zip(*both, strict=True)]
-        for both in zip(readers, levels, strict=True)
+        [
+            describe_stretch(read(), level, usual) if level > MIN_RATIO * usual else CALM
+            for read, level in zip(*of_segment, strict=True)
+        ]
+        for of_segment in zip(readers, levels, strict=True)
     ]
-    return EvenNoiseRecording(traces, stretches)
+    traces.annotate(**{ANNOTATION: [spread_restlessness(of_segment) for of_segment in stretches]})
 
 
 def split_segment(traces, segment_index):
@@ -127,23 +69,67 @@ def measure_level(stretch):
     return float(np.median(noise_levels([stretch[::step]])))
 
 
-def describe_stretch(stretch, level):
+def describe_stretch(stretch, level, usual):
     """
-    The directions in which noise is still larger than on the channels.
+    How much larger than usual noise is.
 
     Parameters
     ----------
     stretch : np.ndarray, float32, shape (n_samples, n_channels)
-    level : float
-        Noise SD on the channels.
+    level, usual : float
+        Noise SD on the channels, here and elsewhere.
 
     Returns
     -------
-    level, directions, levels
-        See `Stretch`.
+    ratio, directions, ratios
+        See `find_restless_stretches`.
     """
     limits = MAX_DEFLECTION * noise_levels([stretch])
     _, vectors = np.linalg.eigh(np.cov(np.clip(stretch, -limits, limits), rowvar=False).reshape(len(limits), -1))
     levels = noise_levels([stretch @ vectors])
     is_larger = levels > MIN_EXCESS * level
-    return level, tuple(map(tuple, vectors.T[is_larger].tolist())), tuple(levels[is_larger].tolist())
+    return level / usual, vectors.T[is_larger].tolist(), (levels[is_larger] / usual).tolist()
+
+
+def spread_restlessness(stretches):
+    """Calm stretches beside restless ones get the larger noise of these."""
+    padded = [CALM, *stretches, CALM]
+    return [
+        stretch if stretch is not CALM else max(before, after, key=lambda values: values[0])
+        for before, stretch, after in zip(padded, stretches, padded[2:], strict=False)
+    ]
+
+
+def measure_restlessness(traces, samples, segment_indices, waveform=None):
+    """
+    How much larger than usual the noise is at some times.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        Annotated by `find_restless_stretches`, or what was made of such.
+    samples, segment_indices : np.ndarray, int64, shape (n_times,)
+    waveform : None | np.ndarray, float, shape (n_channels, n_samples), default: None
+        Along which the noise counts; None for the channels, one by one.
+
+    Returns
+    -------
+    ratios : np.ndarray, float64, shape (n_times,)
+        1 where it is not.
+    """
+    ratios = np.ones(len(samples))
+    for segment_index, stretches in enumerate(traces.get_annotation(ANNOTATION) or ()):
+        rows = np.flatnonzero(segment_indices == segment_index)
+        indices = samples[rows] * len(stretches) // traces.get_num_samples(segment_index)
+        indices = np.clip(indices, 0, len(stretches) - 1)
+        ratios_of_stretches = {index: measure_along(*stretches[index], waveform) for index in np.unique(indices)}
+        ratios[rows] = [ratios_of_stretches[index] for index in indices]
+    return ratios
+
+
+def measure_along(ratio, directions, ratios, waveform):
+    """How much larger than usual the noise of a stretch is along a waveform, see `measure_restlessness`."""
+    if waveform is None or not directions:
+        return ratio
+    shares = np.sum((np.asarray(directions) @ waveform) ** 2, axis=1) / np.sum(waveform**2)
+    return float(np.sqrt(ratio**2 + np.sum(shares * (np.square(ratios) - ratio**2))))

@@ -14,6 +14,7 @@ from spikeinterface_huidurep.detection import (
     join_signs,
 )
 from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.restlessness import find_restless_stretches
 
 SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
@@ -112,3 +113,19 @@ def test_noise_of_many_channels_is_measured_on_no_more_values_than_that_of_few()
     assert n_values[64, 1] == 64 * 10 * SAMPLING_FREQUENCY
     assert n_values[384, 1] == n_values[64, 1]
     assert n_values[64, 8] <= n_values[64, 1]
+
+
+@pytest.mark.parametrize("peak_sign", ["neg", "both"])
+def test_noise_that_is_larger_for_a_while_has_hardly_any_peaks(peak_sign):
+    noise = np.random.default_rng(0).standard_normal((300_000, 3)).astype("float32")
+    noise[150_000:180_000] *= 3
+    noise[165_000:165_010] -= 60
+    recording = NumpyRecording([noise], SAMPLING_FREQUENCY)
+    recording.set_dummy_probe_from_locations(LOCATIONS_UM)
+    params = SorterParams.from_dict(dict(peak_sign=peak_sign))
+    peaks = detect_spikes(recording, params, JOB_KWARGS)
+    assert np.sum((peaks["sample_index"] > 150_000) & (peaks["sample_index"] < 180_000)) > 500
+    find_restless_stretches(recording)
+    peaks = detect_spikes(recording, params, JOB_KWARGS)
+    assert len(peaks) < 20
+    assert np.any(np.abs(peaks["sample_index"] - 165_005) <= 10)

@@ -17,6 +17,7 @@ from spikeinterface_huidurep.residuals import (
     pad_templates,
     place_spikes,
 )
+from spikeinterface_huidurep.restlessness import ANNOTATION, CALM
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_templates
@@ -120,8 +121,9 @@ def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):
     np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
-def place(traces, sorting, templates, folder, changes=NO_CHANGES):
+def place(traces, sorting, templates, folder, changes=NO_CHANGES, stretches=None):
     recording = NumpyRecording(traces, SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
+    recording.annotate(**{ANNOTATION: stretches})
     recording.set_probe(templates.probe)
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 25.0)
     return place_spikes(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS, changes)
@@ -179,6 +181,23 @@ def test_noise_is_left_out(tmp_path, size, is_spike):
     wanted = samples if is_spike else samples[sizes == 1]
     assert placed.to_spike_vector()["sample_index"].tolist() == wanted.tolist()
     assert len(residuals.values) == len(wanted)
+
+
+SHARED = ((N_CHANNELS**-0.5,) * N_CHANNELS,)
+
+
+@pytest.mark.parametrize(
+    "restless, are_kept",
+    [((2.0, (), ()), True), ((20.0, (), ()), False), ((2.0, SHARED, (3.0,)), True), ((2.0, SHARED, (50.0,)), False)],
+)
+def test_spikes_must_be_larger_than_the_noise_of_their_time(tmp_path, restless, are_kept):
+    """The template has a norm of 65 noise SD; the noise is larger in the second half."""
+    samples = 100 + 100 * np.arange(100)
+    traces = make_traces(10_200, [(sample, 0, 1.0) for sample in samples])
+    sorting = make_sorting(samples, np.zeros(100, int), np.zeros(100, int), unit_ids=np.array([4]))
+    templates = make_templates(PLACED_SHAPES[:1], 30, unit_ids=[4])
+    placed, _, _ = place([traces], sorting, templates, tmp_path, stretches=[[CALM, restless]])
+    assert placed.to_spike_vector()["sample_index"].tolist() == samples[: 100 if are_kept else 50].tolist()
 
 
 @pytest.mark.parametrize("share, n_units", [(0.6, 2), (0.1, 2), (0.0, 1)])
