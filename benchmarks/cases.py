@@ -149,7 +149,7 @@ def make_native(noise_level_uv, duration_s=MADE_DURATION_S, seed=0, sampling_fre
 
 def make_native_restless(seed=0):
     """`native_static` with bouts of larger noise, as of muscles: 1 s each, most of it the same on all channels."""
-    recording, sorting = make_native(5.0, num_channels=32, num_units=20, seed=seed)
+    recording, sorting = make_native(**STATIC, seed=seed)
     rng = np.random.default_rng(seed)
     traces = recording.get_traces()
     n_samples, n_channels = int(recording.sampling_frequency), recording.get_num_channels()
@@ -196,6 +196,8 @@ ONE_CHANNEL = dict(
     generate_templates_kwargs=dict(unit_params=dict(alpha=[45.0, 75.0, 120.0], spatial_decay=40.0)),
 )
 
+STATIC = dict(noise_level_uv=5.0, num_channels=32, num_units=20)
+
 N_BOUTS, SHARED_UV, OWN_UV, MUSCLE_BAND_HZ = 15, 15.0, 5.0, (100.0, 3000.0)
 
 RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
@@ -218,7 +220,7 @@ MADE_CASES = (
     ),
     Case(
         "native_static",
-        partial(make_native, 5.0, num_channels=32, num_units=20),
+        partial(make_native, **STATIC),
         "SpikeInterface's generator, 2 columns of 16 channels, 20 units, white noise of 5 uV",
     ),
     Case(

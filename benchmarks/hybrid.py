@@ -50,9 +50,7 @@ def make_hybrid(data_folder, duration_s, seed=0):
         64 sites of a Neuropixels 1.0 probe, microvolt.
     sorting : BaseSorting
     """
-    rng = np.random.default_rng(seed)
-    noise = make_noise(Path(data_folder) / "ibl_noise", duration_s, seed)
-    templates = place_templates(Path(data_folder) / "brody_np1_templates" / "brody_np1_templates_61.npz", rng)
+    noise, templates = make_parts(data_folder, duration_s, seed, np.random.default_rng(seed))
     return si.generate_hybrid_recording(
         noise,
         templates=templates,
@@ -66,8 +64,7 @@ def make_hybrid(data_folder, duration_s, seed=0):
 def make_hybrid_bursts(data_folder, duration_s, seed=0):
     """As `make_hybrid`, but every second neuron fires in bursts, in which each spike is smaller than the one before."""
     rng = np.random.default_rng(seed)
-    noise = make_noise(Path(data_folder) / "ibl_noise", duration_s, seed)
-    templates = place_templates(Path(data_folder) / "brody_np1_templates" / "brody_np1_templates_61.npz", rng)
+    noise, templates = make_parts(data_folder, duration_s, seed, rng)
     trains = [fire(rng.uniform(*FIRING_RATES_HZ), 1 + unit % 2, duration_s, rng) for unit in range(N_UNITS)]
     samples, sizes = (np.concatenate(values) for values in zip(*trains, strict=True))
     units = np.repeat(np.arange(N_UNITS), [len(times) for times, _ in trains])
@@ -77,6 +74,12 @@ def make_hybrid_bursts(data_folder, duration_s, seed=0):
     return si.generate_hybrid_recording(
         noise, sorting=sorting, templates=templates, amplitude_factor=sizes.astype("float32"), seed=seed
     )
+
+
+def make_parts(data_folder, duration_s, seed, rng):
+    """Noise, and templates of neurons to put into it; the choice of neurons and places is that of `rng`."""
+    noise = make_noise(Path(data_folder) / "ibl_noise", duration_s, seed)
+    return noise, place_templates(Path(data_folder) / "brody_np1_templates" / "brody_np1_templates_61.npz", rng)
 
 
 def fire(rate_hz, mean_in_burst, duration_s, rng):

@@ -47,16 +47,16 @@ def detect_spikes(traces, params, job_kwargs, examples=None):
     """
     if params.peak_sign != "both":
         peaks = sort_peaks(detect_peaks_of_sign(traces, params.peak_sign, params, job_kwargs, examples))
-        return leave_out_restlessness(peaks, traces, params.detect_threshold)
-    troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs, examples)
-    positive = detect_large_peaks(traces, "pos", params, job_kwargs)
-    radius_um = POSITIVE_RADIUS * params.detection_radius_um
-    peaks = join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
+    else:
+        troughs = detect_peaks_of_sign(traces, "neg", params, job_kwargs, examples)
+        positive = detect_large_peaks(traces, "pos", params, job_kwargs)
+        radius_um = POSITIVE_RADIUS * params.detection_radius_um
+        peaks = join_signs(troughs, positive, traces.get_channel_locations(), radius_um, traces.sampling_frequency)
     return leave_out_restlessness(peaks, traces, params.detect_threshold)
 
 
 def leave_out_restlessness(peaks, traces, threshold):
-    """Peaks (n_peaks,) without those that are below the threshold in multiples of the noise SD at their time."""
+    """Peaks, structured (n_peaks,), without those below the threshold in multiples of the noise SD at their time."""
     ratios = measure_restlessness(traces, peaks["sample_index"], peaks["segment_index"])
     return peaks[(ratios == 1) | (np.abs(peaks["amplitude"]) >= threshold * ratios)]
 

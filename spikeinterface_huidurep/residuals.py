@@ -244,13 +244,10 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     measured = [_measure_spikes(residuals, rows, unit_index, change) for rows, change in parts]
     places, sizes, is_spike = (np.concatenate(values) for values in zip(*measured, strict=True))
     members = np.concatenate([rows for rows, _ in parts])
-    noise = residuals.noise.measure_levels(spikes["sample_index"][members], spikes["segment_index"][members], channels)
-    restlessness = measure_restlessness(
-        residuals.noise.traces,
-        spikes["sample_index"][members],
-        spikes["segment_index"][members],
-        residuals.get_waveform(unit_index, slice(None)),
-    )
+    times = spikes["sample_index"][members], spikes["segment_index"][members]
+    noise = residuals.noise.measure_levels(*times, channels)
+    waveform = residuals.get_waveform(unit_index, slice(None))
+    restlessness = measure_restlessness(residuals.noise.traces, *times, waveform)
     is_spike &= (restlessness == 1) | (sizes >= NOISE_SIZE * restlessness)
     is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
     return members, places, is_spike & is_neuron

@@ -92,7 +92,7 @@ def describe_stretch(stretch, level, usual):
 
 
 def spread_restlessness(stretches):
-    """Calm stretches beside restless ones get the larger noise of these."""
+    """Calm stretches, tuples as `describe_stretch` returns them, get the larger noise of the two beside them."""
     padded = [CALM, *stretches, CALM]
     return [
         stretch if stretch is not CALM else max(before, after, key=lambda values: values[0])
@@ -121,9 +121,8 @@ def measure_restlessness(traces, samples, segment_indices, waveform=None):
     for segment_index, stretches in enumerate(traces.get_annotation(ANNOTATION) or ()):
         rows = np.flatnonzero(segment_indices == segment_index)
         indices = samples[rows] * len(stretches) // traces.get_num_samples(segment_index)
-        indices = np.clip(indices, 0, len(stretches) - 1)
-        ratios_of_stretches = {index: measure_along(*stretches[index], waveform) for index in np.unique(indices)}
-        ratios[rows] = [ratios_of_stretches[index] for index in indices]
+        present, inverse = np.unique(np.clip(indices, 0, len(stretches) - 1), return_inverse=True)
+        ratios[rows] = np.array([measure_along(*stretches[index], waveform) for index in present])[inverse]
     return ratios
 
 
