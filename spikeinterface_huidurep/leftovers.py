@@ -10,7 +10,8 @@ They may be anywhere: beyond the reach of its template a large spike is left as 
 to all channels.
 
 What is left at the ends of a template comes later or earlier, at delays at which a neuron may also make another fire.
-Some spikes at such delays are no leftovers, but a unit of which most are is none.
+Some spikes at such delays are no leftovers, but a unit of which most are is none. Nor is an echo: a unit that comes
+milliseconds after a larger one, to a tenth of a millisecond. No synapse is as exact.
 """
 
 import numpy as np
@@ -26,6 +27,9 @@ N_AROUND = 1  # samples to both sides of a delay that are counted with it
 MAX_PROBABILITY = 1e-4  # that chance gave as many
 MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it gives less all are left out
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
+MAX_DELAY_OF_ECHO_MS = 10.0
+JITTER_OF_ECHO_MS = 0.1  # to both sides of the delay
+MIN_ECHOES = 0.7  # share of the spikes of a unit; few neurons make another fire as often
 
 
 def find_true_shares(sorting, norms, neurons, max_delays_ms):
@@ -51,25 +55,47 @@ def find_true_shares(sorting, norms, neurons, max_delays_ms):
         [round(ms * 1e-3 * sorting.sampling_frequency) for ms in delays_ms]
         for delays_ms in (max_delays_ms, CHANCE_DELAY_MS)
     )
+    shares = np.ones((len(max_delays), len(sorting.to_spike_vector())), dtype="float32")
+    for _, _, rows, delays in find_delays(sorting, norms, neurons, chance_delays[1]):
+        n_by_chance = 1 + np.sum(np.abs(delays) >= chance_delays[0])  # not 0: a few spikes tell little of chance
+        per_delay = n_by_chance / (2 * (chance_delays[1] - chance_delays[0] + 1))
+        for shares_within, max_delay in zip(shares, max_delays, strict=True):
+            is_close = np.abs(delays) <= max_delay
+            share_at_delay = measure_shares(delays[is_close], max_delay, per_delay)
+            np.minimum.at(shares_within, rows[is_close], share_at_delay[delays[is_close] + max_delay])
+    return shares
+
+
+def find_delays(sorting, norms, neurons, max_delay):
+    """
+    Delays of the spikes of every unit to those of every neuron with a larger template.
+
+    Parameters
+    ----------
+    sorting, norms, neurons
+        As for `find_true_shares`.
+    max_delay : int
+        Samples.
+
+    Yields
+    ------
+    unit, neuron : int
+        Index of the unit, and the larger neuron.
+    rows : np.ndarray, int64, shape (n_pairs,)
+        Its spikes.
+    delays : np.ndarray, int64, shape (n_pairs,)
+        To the spikes of the fragments of the neuron that are larger.
+    """
     spikes = sorting.to_spike_vector()
-    times, unit_indices = concatenate_segments(spikes, chance_delays[1]), spikes["unit_index"]
+    times, unit_indices = concatenate_segments(spikes, max_delay), spikes["unit_index"]
     rows = [np.flatnonzero(unit_indices == unit) for unit in range(len(norms))]
-    shares = np.ones((len(max_delays), len(times)), dtype="float32")
     for unit in range(len(norms)):
         is_larger = norms > norms[unit]
         for neuron in np.unique(neurons[is_larger]):
             larger = np.flatnonzero(is_larger & (neurons == neuron))
             others = np.sort(np.concatenate([times[rows[fragment]] for fragment in larger]))
-            indices, partners = find_pairs(times[rows[unit]], others, chance_delays[1])
-            delays = times[rows[unit][indices]] - others[partners]
-            n_by_chance = 1 + np.sum(np.abs(delays) >= chance_delays[0])  # not 0: a few spikes tell little of chance
-            per_delay = n_by_chance / (2 * (chance_delays[1] - chance_delays[0] + 1))
-            for shares_within, max_delay in zip(shares, max_delays, strict=True):
-                is_close = np.abs(delays) <= max_delay
-                share_at_delay = measure_shares(delays[is_close], max_delay, per_delay)
-                close_rows = rows[unit][indices[is_close]]
-                np.minimum.at(shares_within, close_rows, share_at_delay[delays[is_close] + max_delay])
-    return shares
+            indices, partners = find_pairs(times[rows[unit]], others, max_delay)
+            yield unit, neuron, rows[unit][indices], times[rows[unit][indices]] - others[partners]
 
 
 def measure_shares(delays, max_delay, per_delay):
@@ -95,9 +121,31 @@ def measure_shares(delays, max_delay, per_delay):
     return np.where(is_excess, chance / np.maximum(found, 1), 1.0)
 
 
-def find_true_spikes(sorting, shares, shares_of_unit):
+def find_echoes(sorting, norms, neurons):
     """
-    Which spikes are neither leftovers nor of a unit that is mostly made of them.
+    Units of which nearly all spikes come at one delay after those of a larger neuron.
+
+    Parameters are those of `find_true_shares`.
+
+    Returns
+    -------
+    is_echo : np.ndarray, bool, shape (n_units,)
+    """
+    max_delay, jitter = (
+        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_OF_ECHO_MS, JITTER_OF_ECHO_MS)
+    )
+    n_spikes = np.bincount(sorting.to_spike_vector()["unit_index"], minlength=len(norms))
+    is_echo = np.zeros(len(norms), dtype=bool)
+    for unit, neuron, _, delays in find_delays(sorting, norms, neurons, max_delay):
+        if neuron != neurons[unit]:
+            at_delay = np.convolve(np.bincount(delays[delays > 0], minlength=1), np.ones(2 * jitter + 1))
+            is_echo[unit] |= at_delay.max() >= MIN_ECHOES * n_spikes[unit]
+    return is_echo
+
+
+def find_true_spikes(sorting, shares, shares_of_unit, is_echo):
+    """
+    Which spikes are neither leftovers nor of a unit that is mostly made of them, or an echo.
 
     Parameters
     ----------
@@ -106,6 +154,8 @@ def find_true_spikes(sorting, shares, shares_of_unit):
         Of `find_true_shares`.
     shares_of_unit : np.ndarray, float32, shape (n_spikes,)
         With delays up to MAX_DELAY_OF_UNIT_MS.
+    is_echo : np.ndarray, bool, shape (n_units,)
+        Of `find_echoes`.
 
     Returns
     -------
@@ -113,5 +163,6 @@ def find_true_spikes(sorting, shares, shares_of_unit):
     """
     unit_indices = sorting.to_spike_vector()["unit_index"]
     is_true = shares >= MIN_TRUE
-    n_true = np.bincount(unit_indices, weights=is_true * shares_of_unit)
-    return is_true & (n_true >= MIN_TRUE_OF_UNIT * np.bincount(unit_indices))[unit_indices]
+    n_true = np.bincount(unit_indices, weights=is_true * shares_of_unit, minlength=len(is_echo))
+    is_unit = (n_true >= MIN_TRUE_OF_UNIT * np.bincount(unit_indices, minlength=len(is_echo))) & ~is_echo
+    return is_true & is_unit[unit_indices]

@@ -20,6 +20,7 @@ from spikeinterface_huidurep.features import compute_features, extract_for_featu
 from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
     MAX_DELAY_OF_UNIT_MS,
+    find_echoes,
     find_true_shares,
     find_true_spikes,
 )
@@ -291,7 +292,7 @@ def find_neurons(sorting, templates, norms, traces):
     """
     neurons = link_fragments(sorting, templates, segment_durations(traces))
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
-    is_true = find_true_spikes(sorting, shares, shares_of_unit)
+    is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
     return link_fragments(without_leftovers, templates, segment_durations(traces)), shares, is_true

@@ -7,6 +7,7 @@ from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
     MAX_DELAY_OF_UNIT_MS,
     MIN_TRUE,
+    find_echoes,
     find_true_shares,
     find_true_spikes,
     measure_shares,
@@ -113,7 +114,7 @@ def test_units_of_leftovers_go_as_a_whole():
     sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
     shares = np.r_[np.full(4, 0.1), np.ones(6), np.full(6, 0.1), np.ones(4)][order]
     is_true = np.empty(20, dtype=bool)
-    is_true[order] = find_true_spikes(sorting, shares, np.ones(20))
+    is_true[order] = find_true_spikes(sorting, shares, np.ones(20), np.zeros(2, bool))
     assert is_true.tolist() == [False] * 4 + [True] * 6 + [False] * 10
 
 
@@ -121,5 +122,44 @@ def test_leftovers_at_longer_delays_go_only_with_their_unit():
     sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
     shares_of_unit = np.r_[np.full(4, 0.1), np.ones(6), np.full(6, 0.1), np.ones(4)][order]
     is_true = np.empty(20, dtype=bool)
-    is_true[order] = find_true_spikes(sorting, np.ones(20), shares_of_unit)
+    is_true[order] = find_true_spikes(sorting, np.ones(20), shares_of_unit, np.zeros(2, bool))
+    assert is_true.tolist() == [True] * 10 + [False] * 10
+
+
+def find_echoes_of_pair(large, small, norms=(50.0, 12.0), neurons=(0, 1)):
+    sorting, _ = make_pair(large, small)
+    return find_echoes(sorting, np.array(norms), np.array(neurons)).tolist()
+
+
+def draw_delayed(large, delay_ms, jitter_ms, share=0.9):
+    """Small spikes of which a share comes after large ones, the others at any time."""
+    rng = np.random.default_rng(6)
+    followed = large[: round(share * 1000)] if share else large[:0]
+    delays = (delay_ms + jitter_ms * rng.normal(size=len(followed))) * 1e-3 * SAMPLING_FREQUENCY
+    return np.sort(np.r_[followed + delays.astype(int), draw_train(1000 - len(followed), 7)])
+
+
+def test_an_echo_is_found():
+    large = draw_train(1200, 0)
+    assert find_echoes_of_pair(large, draw_delayed(large, 5.5, 0.04)) == [False, True]
+
+
+@pytest.mark.parametrize(("jitter_ms", "share"), [(0.3, 1.0), (0.04, 0.5), (0.04, 0.0)])
+def test_neurons_that_make_others_fire_have_no_echo(jitter_ms, share):
+    large = draw_train(1200, 0)
+    assert find_echoes_of_pair(large, draw_delayed(large, 5.5, jitter_ms, share)) == [False, False]
+
+
+def test_an_echo_comes_after_a_larger_spike_of_another_neuron():
+    large = draw_train(1200, 0)
+    small = draw_delayed(large, 5.5, 0.04)
+    assert find_echoes_of_pair(large, small, norms=(12.0, 50.0)) == [False, False]
+    assert find_echoes_of_pair(large, draw_delayed(large, -5.5, 0.04)) == [False, False]
+    assert find_echoes_of_pair(large, small, neurons=(0, 0)) == [False, False]
+
+
+def test_the_spikes_of_an_echo_go():
+    sorting, order = make_pair(np.arange(10) * 100, np.arange(10) * 100 + 50)
+    is_true = np.empty(20, dtype=bool)
+    is_true[order] = find_true_spikes(sorting, np.ones(20), np.ones(20), np.array([False, True]))
     assert is_true.tolist() == [True] * 10 + [False] * 10
