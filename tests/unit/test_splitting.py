@@ -214,7 +214,7 @@ N_WEAK_CHANNELS = 12
 
 
 def make_weak_unit(rng, truth, variation=0.0):
-    """Two neurons 5 SD apart in 756 dimensions, a little of it in time; `variation` moves spikes from one to the other."""
+    """Two neurons 5 SD apart in 756 dimensions, partly in time; `variation` moves spikes from one to the other."""
     sizes, other_sizes = (rng.uniform(0, 1, (N_WEAK_CHANNELS, 1)) for _ in range(2))
     waveform, other = sizes * pulse(), other_sizes * pulse(width=4.0)
     waveform = waveform * 10 / np.linalg.norm(waveform)
