@@ -17,7 +17,7 @@ from spikeinterface_huidurep.whitening import noise_levels
 logger = logging.getLogger(__name__)
 
 ANNOTATION = "restless_stretches"
-STRETCH_S = 0.25
+STRETCH_S = 0.1  # the shorter, the less is lost beside them
 SAMPLES_OF_STRETCH = 500  # are read of it
 MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it, too, but not as much
 MIN_EXCESS = 1.25  # of the noise SD in a direction to that on the channels

@@ -10,6 +10,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from spikeinterface_huidurep.restlessness import (
     ANNOTATION,
     CALM,
+    STRETCH_S,
     describe_stretch,
     find_restless_stretches,
     measure_level,
@@ -61,9 +62,10 @@ def test_many_spikes_are_no_noise():
 def test_larger_noise(gain, caplog):
     caplog.set_level(logging.INFO)
     recording = make_recording(make_noise(gain))
-    assert_array_equal(measure(recording, [0.0, 7.7, 12.3, 19.99]), 1.0)
+    assert_array_equal(measure(recording, [0.0, LOUD_S[0] - 1.2 * STRETCH_S, LOUD_S[1] + 1.2 * STRETCH_S, 19.99]), 1.0)
     assert_allclose(measure(recording, [8.0, 10.0, 11.99]), gain, rtol=0.1)
-    assert_allclose(measure(recording, [7.8, 12.2]), gain, rtol=0.1)  # beside it
+    beside = [LOUD_S[0] - 0.8 * STRETCH_S, LOUD_S[1] + 0.8 * STRETCH_S]
+    assert_allclose(measure(recording, beside), gain, rtol=0.1)
     assert "noise is larger for 4.0 s" in caplog.text
 
 
