@@ -36,7 +36,7 @@ MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions 
 MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
 MIN_FAR_SPIKES = 60  # few are far away by chance
 N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
-WEAK_NORM = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
+MAX_NORM_OF_WEAK = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
 MAX_SEPARATION_OF_WEAK = 3.6  # SD; as MAX_SEPARATION; the halves of a uniform distribution are 3.5 apart
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
@@ -70,7 +70,7 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
     vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
     differing, max_separation = vectors, MAX_SEPARATION
-    if shapes is not None and np.linalg.norm(waveform) < WEAK_NORM:
+    if shapes is not None and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
         differing, max_separation = vectors @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(differing).astype("float64")
     with threadpool_limits(1):

@@ -11,10 +11,10 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import MAX_SEPARATION, project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
+    MAX_NORM_OF_WEAK,
     MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
-    WEAK_NORM,
     find_differences,
     find_likely_neurons,
     find_variation,
@@ -252,7 +252,7 @@ def test_one_weak_neuron_stays_one(n_spikes, variation):
 def test_strong_units_are_looked_at_in_all_directions():
     rng = np.random.default_rng(0)
     residuals, waveform = make_weak_unit(rng, (rng.permutation(200) < 60).astype("int64"))
-    strong = waveform * 1.01 * WEAK_NORM / np.linalg.norm(waveform)
+    strong = waveform * 1.01 * MAX_NORM_OF_WEAK / np.linalg.norm(waveform)
     assert split_white(residuals, strong, shapes=SHAPES).max() == split_white(residuals, strong).max() == 0
 
 
