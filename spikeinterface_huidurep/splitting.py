@@ -7,9 +7,9 @@ alike; both are taken out before the modes are counted. So is the colour of the 
 mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
 collisions are.
 
-Of a weak unit that fires rarely there is more noise in all dimensions of its waveforms than difference in one. Neurons
-differ in few: on each channel they are made of the shapes in time that all templates are made of. Among these two weak
-neurons show, and nothing else of a weak unit does, so that a smaller gap is enough.
+In a weak unit that fires rarely there may be more noise in all dimensions of its waveforms than difference in one.
+Neurons differ in few: on each channel they are made of the shapes in time that all templates are made of. Where no two
+parts show in all dimensions, they may among these; nothing else of a weak unit does, so that a smaller gap is enough.
 """
 
 import numpy as np
@@ -69,16 +69,39 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
     vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
-    differing, max_separation = vectors, MAX_SEPARATION
-    if shapes is not None and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
-        differing, max_separation = vectors @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
+    parts = find_parts(vectors, vectors, threshold, MAX_SEPARATION, seed)
+    if parts.max() == 0 and shapes is not None and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
+        differing = vectors @ find_differences(shapes, whitener)
+        parts = find_parts(vectors, differing, threshold, MAX_SEPARATION_OF_WEAK, seed)
+    return parts
+
+
+def find_parts(vectors, differing, threshold, max_separation, seed):
+    """
+    Parts of a unit that may each be a neuron, and between which there are gaps.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+        In which noise is white.
+    differing : np.ndarray, float32, shape (n_spikes, n_differing)
+        The same in the directions in which neurons differ.
+    threshold, max_separation : float
+        See `join_parts`.
+    seed : int
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0.
+    """
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(differing).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
     parts = responsibilities.argmax(axis=1)
     likely = find_likely_neurons(vectors, parts, np.bincount(parts))
     if len(likely) < 2:
-        return np.zeros(n_spikes, dtype="int64")
+        return np.zeros(len(vectors), dtype="int64")
     parts = sharpen_parts(vectors, differing, responsibilities[:, likely].argmax(axis=1))
     return join_parts(differing, parts, threshold, max_separation)
 
@@ -170,7 +193,7 @@ def sharpen_parts(vectors, differing, parts):
     ----------
     vectors : np.ndarray, float32, shape (n_spikes, n_dims)
     differing : np.ndarray, float32, shape (n_spikes, n_differing)
-        The same in the directions in which neurons differ.
+        See `find_parts`.
     parts : np.ndarray, int64, shape (n_spikes,)
 
     Returns
@@ -197,7 +220,7 @@ def is_neuron(vectors, differing, is_part):
     Parameters
     ----------
     vectors, differing : np.ndarray, float32, shape (n_spikes, n_dims), (n_spikes, n_differing)
-        Of both parts, see `sharpen_parts`.
+        Of both parts, see `find_parts`.
     is_part : np.ndarray, bool, shape (n_spikes,)
 
     Returns
