@@ -155,12 +155,11 @@ class _Changes:
 
 
 def _split_units(changes, residuals, members, threshold, seed):
-    shapes = residuals.find_shapes()
     for index, rows in enumerate(members):
         channels = residuals.find_channels(index)
         waveform = residuals.get_waveform(index, channels)[:, residuals.window]
         whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
-        parts = split_unit(residuals.read(rows, index), waveform, whitener, shapes, threshold, seed)
+        parts = split_unit(residuals.read(rows, index), waveform, whitener, threshold, seed)
         if parts.max() > 0:
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
 

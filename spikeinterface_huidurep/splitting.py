@@ -6,10 +6,6 @@ them along the template and its derivatives, and change slowly while the probe d
 alike; both are taken out before the modes are counted. So is the colour of the noise, which hides small differences. A
 mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
 collisions are.
-
-In a weak unit that fires rarely there may be more noise in all dimensions of its waveforms than difference in one.
-Neurons differ in few: on each channel they are made of the shapes in time that all templates are made of. Where no two
-parts show in all dimensions, they may among these; nothing else of a weak unit does, so that a smaller gap is enough.
 """
 
 import numpy as np
@@ -36,12 +32,10 @@ MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions 
 MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
 MIN_FAR_SPIKES = 60  # few are far away by chance
 N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
-MAX_NORM_OF_WEAK = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
-MAX_SEPARATION_OF_WEAK = 3.6  # SD; as MAX_SEPARATION; the halves of a uniform distribution are 3.5 apart
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
-def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
+def split_unit(residuals, waveform, whitener, threshold, seed):
     """
     Tell the neurons in one unit apart.
 
@@ -53,8 +47,6 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
         The template that was taken away.
     whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
         Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
-    shapes : np.ndarray | None, float32, shape (n_shapes, n_samples)
-        What neurons are made of on each channel; None if it is not known.
     threshold : float
         Dip score from which on there is a gap between two neurons.
     seed : int
@@ -69,62 +61,15 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
     vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
-    parts = find_parts(vectors, vectors, threshold, MAX_SEPARATION, seed)
-    if parts.max() == 0 and shapes is not None and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
-        differing = vectors @ find_differences(shapes, whitener)
-        parts = find_parts(vectors, differing, threshold, MAX_SEPARATION_OF_WEAK, seed)
-    return parts
-
-
-def find_parts(vectors, differing, threshold, max_separation, seed):
-    """
-    Parts of a unit that may each be a neuron, and between which there are gaps.
-
-    Parameters
-    ----------
-    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
-        In which noise is white.
-    differing : np.ndarray, float32, shape (n_spikes, n_differing)
-        The same in the directions in which neurons differ.
-    threshold, max_separation : float
-        See `join_parts`.
-    seed : int
-
-    Returns
-    -------
-    parts : np.ndarray, int64, shape (n_spikes,)
-        Counted from 0.
-    """
-    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(differing).astype("float64")
+    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
     parts = responsibilities.argmax(axis=1)
     likely = find_likely_neurons(vectors, parts, np.bincount(parts))
     if len(likely) < 2:
-        return np.zeros(len(vectors), dtype="int64")
-    parts = sharpen_parts(vectors, differing, responsibilities[:, likely].argmax(axis=1))
-    return join_parts(differing, parts, threshold, max_separation)
-
-
-def find_differences(shapes, whitener):
-    """
-    Directions in which whitened waveforms of neurons differ.
-
-    Parameters
-    ----------
-    shapes : np.ndarray, float32, shape (n_shapes, n_samples)
-        Of neurons on any channel.
-    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
-
-    Returns
-    -------
-    directions : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_shapes)
-        Orthonormal.
-    """
-    n_channels = len(whitener) // shapes.shape[1]
-    waveforms = np.kron(np.eye(n_channels), shapes)
-    directions, _ = np.linalg.qr((waveforms @ whitener).T)
-    return directions.astype("float32")
+        return np.zeros(n_spikes, dtype="int64")
+    parts = sharpen_parts(vectors, responsibilities[:, likely].argmax(axis=1))
+    return join_parts(vectors, parts, threshold)
 
 
 def find_likely_neurons(vectors, parts, counts):
@@ -183,7 +128,7 @@ def measure_spread(vectors):
     return np.median(np.sum(deviations**2, axis=1) - along**2) * n_vectors / (n_vectors - 1)
 
 
-def sharpen_parts(vectors, differing, parts):
+def sharpen_parts(vectors, parts):
     """
     Draw the borders between the largest part and the others anew, each across the line through the two means.
 
@@ -192,8 +137,6 @@ def sharpen_parts(vectors, differing, parts):
     Parameters
     ----------
     vectors : np.ndarray, float32, shape (n_spikes, n_dims)
-    differing : np.ndarray, float32, shape (n_spikes, n_differing)
-        See `find_parts`.
     parts : np.ndarray, int64, shape (n_spikes,)
 
     Returns
@@ -205,12 +148,12 @@ def sharpen_parts(vectors, differing, parts):
     largest = np.bincount(parts).argmax()
     for part in np.setdiff1d(parts, largest):
         both = np.flatnonzero((parts == part) | (parts == largest))
-        is_part = sharpen_part(differing[both], parts[both] == part)
-        parts[both] = np.where(is_part & is_neuron(vectors[both], differing[both], is_part), part, largest)
+        is_part = sharpen_part(vectors[both], parts[both] == part)
+        parts[both] = np.where(is_part & is_neuron(vectors[both], is_part), part, largest)
     return parts
 
 
-def is_neuron(vectors, differing, is_part):
+def is_neuron(vectors, is_part):
     """
     Whether a part beside a larger one may be a neuron.
 
@@ -219,8 +162,8 @@ def is_neuron(vectors, differing, is_part):
 
     Parameters
     ----------
-    vectors, differing : np.ndarray, float32, shape (n_spikes, n_dims), (n_spikes, n_differing)
-        Of both parts, see `find_parts`.
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+        Of both parts.
     is_part : np.ndarray, bool, shape (n_spikes,)
 
     Returns
@@ -233,7 +176,7 @@ def is_neuron(vectors, differing, is_part):
     if n_part < min(n_spikes for n_spikes, _, _ in RARE_NEURONS):
         return False
     spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
-    distance = separation(*project_on_difference(differing[is_part], differing[~is_part]))
+    distance = separation(*project_on_difference(vectors[is_part], vectors[~is_part]))
     return any(
         n_part >= n_spikes and spread <= max_spread and distance >= min_distance
         for n_spikes, max_spread, min_distance in RARE_NEURONS
@@ -261,7 +204,7 @@ def sharpen_part(vectors, is_part):
     return is_part
 
 
-def join_parts(vectors, parts, threshold, max_separation):
+def join_parts(vectors, parts, threshold):
     """
     Join the parts between which there is no gap, those with the lowest dip score first.
 
@@ -273,8 +216,6 @@ def join_parts(vectors, parts, threshold, max_separation):
     parts : np.ndarray, int64, shape (n_spikes,)
     threshold : float
         Dip score from which on there is a gap.
-    max_separation : float
-        In SD.
 
     Returns
     -------
@@ -287,7 +228,7 @@ def join_parts(vectors, parts, threshold, max_separation):
         samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
         scores = {
             (first, second): score_pair(
-                samples[first], samples[second], (len(members[first]), len(members[second])), max_separation
+                samples[first], samples[second], (len(members[first]), len(members[second])), MAX_SEPARATION
             )
             for second in range(len(labels))
             for first in range(second)

@@ -8,14 +8,12 @@ from scipy.ndimage import gaussian_filter1d
 from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
-from spikeinterface_huidurep.merging import MAX_SEPARATION, project_on_difference, separation
+from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
-    MAX_NORM_OF_WEAK,
     MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
-    find_differences,
     find_likely_neurons,
     find_variation,
     is_neuron,
@@ -53,9 +51,9 @@ def split(spikes, rng, threshold=THRESHOLD):
     return parts
 
 
-def split_white(residuals, waveform, threshold=THRESHOLD, shapes=None):
+def split_white(residuals, waveform, threshold=THRESHOLD):
     """`split_unit` where the noise is white already."""
-    return split_unit(residuals, waveform, np.eye(waveform.size, dtype="float32"), shapes, threshold, seed=0)
+    return split_unit(residuals, waveform, np.eye(waveform.size, dtype="float32"), threshold, seed=0)
 
 
 def measure_purity(parts, truth):
@@ -195,7 +193,7 @@ def test_two_neurons_that_differ_where_there_is_little_noise_are_told_apart():
     noise = np.stack([smooth[start : start + N_SAMPLES].T for start in starts])
     residuals = (noise + (truth - truth.mean())[:, None, None] * ripple).astype("float32")
     waveform = (SIZES * pulse()).astype("float32")
-    parts = split_unit(residuals, waveform, whitener, None, THRESHOLD, seed=0)
+    parts = split_unit(residuals, waveform, whitener, THRESHOLD, seed=0)
     assert measure_purity(parts, truth.astype("int64")) > 0.97
     assert not split_white(residuals, waveform).any()
 
@@ -205,66 +203,6 @@ def test_a_high_threshold_splits_only_what_is_far_apart(difference, n_parts):
     rng = np.random.default_rng(0)
     truth = np.arange(400) % 2
     assert split(mix(truth, difference), rng, threshold=1e6).max() + 1 == n_parts
-
-
-# --- weak units ---
-
-SHAPES = np.linalg.svd([pulse(width=width) for width in (3.0, 5.0, 8.0)], full_matrices=False)[2].astype("float32")
-N_WEAK_CHANNELS = 12
-
-
-def make_weak_unit(rng, truth, variation=0.0):
-    """Two neurons 5 SD apart in 756 dimensions, partly in time; `variation` moves spikes from one to the other."""
-    sizes, other_sizes = (rng.uniform(0, 1, (N_WEAK_CHANNELS, 1)) for _ in range(2))
-    waveform, other = sizes * pulse(), other_sizes * pulse(width=4.0)
-    waveform = waveform * 10 / np.linalg.norm(waveform)
-    difference = (other - waveform * np.sum(other * waveform) / np.sum(waveform**2)).astype("float32")
-    along = 5 * (truth - truth.mean()) + variation * rng.uniform(-1, 1, len(truth))
-    spikes = along[:, None, None] * difference / np.linalg.norm(difference) + rng.normal(
-        size=(len(truth), *waveform.shape)
-    )
-    return spikes.astype("float32"), waveform.astype("float32")
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_rare_weak_neurons_are_told_apart_by_the_shapes_that_neurons_have(seed):
-    rng = np.random.default_rng(seed)
-    truth = (rng.permutation(200) < 60).astype("int64")
-    residuals, waveform = make_weak_unit(rng, truth)
-    parts = split_white(residuals, waveform, shapes=SHAPES)
-    assert parts.max() == 1 and measure_purity(parts, truth) > 0.95
-
-
-def test_in_all_dimensions_noise_hides_rare_weak_neurons():
-    rng = np.random.default_rng(0)
-    residuals, waveform = make_weak_unit(rng, (rng.permutation(200) < 60).astype("int64"))
-    assert not split_white(residuals, waveform).any()
-
-
-@pytest.mark.parametrize("variation", [0.0, 3.0, 6.0])
-@pytest.mark.parametrize("n_spikes", [60, 200, 2000])
-def test_one_weak_neuron_stays_one(n_spikes, variation):
-    rng = np.random.default_rng(0)
-    residuals, waveform = make_weak_unit(rng, np.zeros(n_spikes), variation)
-    assert not split_white(residuals, waveform, shapes=SHAPES).any()
-
-
-def test_strong_units_are_looked_at_in_all_directions():
-    rng = np.random.default_rng(0)
-    residuals, waveform = make_weak_unit(rng, (rng.permutation(200) < 60).astype("int64"))
-    strong = waveform * 1.01 * MAX_NORM_OF_WEAK / np.linalg.norm(waveform)
-    assert split_white(residuals, strong, shapes=SHAPES).max() == split_white(residuals, strong).max() == 0
-
-
-def test_differences_hold_the_shapes_on_every_channel_and_nothing_else():
-    rng = np.random.default_rng(0)
-    whitener = np.tril(rng.normal(size=(3 * N_SAMPLES, 3 * N_SAMPLES)) * 0.05 + np.eye(3 * N_SAMPLES)).astype("float32")
-    directions = find_differences(SHAPES, whitener)
-    assert directions.shape == (3 * N_SAMPLES, 3 * len(SHAPES))
-    np.testing.assert_allclose(directions.T @ directions, np.eye(9), atol=1e-5)
-    waveform = rng.normal(size=(3, len(SHAPES))) @ SHAPES
-    whitened = waveform.reshape(-1) @ whitener
-    np.testing.assert_allclose(directions @ (directions.T @ whitened), whitened, atol=1e-4)
 
 
 # --- parts ---
@@ -281,7 +219,7 @@ def test_borders_are_drawn_where_the_parts_differ(n_other):
     rng = np.random.default_rng(0)
     vectors, truth = make_two_parts(rng, 1000, n_other)
     found_at_first = np.where(rng.random(1000) < 0.8, truth, rng.permutation(truth)).astype("int64")
-    parts = sharpen_parts(vectors, vectors, found_at_first)
+    parts = sharpen_parts(vectors, found_at_first)
     assert np.mean(found_at_first == truth) < 0.99 < np.mean(parts == truth)
 
 
@@ -290,14 +228,14 @@ def test_other_parts_are_left_alone():
     vectors, truth = make_two_parts(rng, 600, 200)
     vectors = np.concatenate([vectors, vectors[:100] + 50])
     expected = np.r_[truth, np.full(100, 2)]
-    np.testing.assert_array_equal(sharpen_parts(vectors, vectors, expected)[600:], 2)
+    np.testing.assert_array_equal(sharpen_parts(vectors, expected)[600:], 2)
 
 
 def test_a_part_that_shrinks_below_a_neuron_goes_to_the_largest():
     rng = np.random.default_rng(0)
     vectors, truth = make_two_parts(rng, 1000, 15)
     found_at_first = truth | (rng.random(1000) < 0.02)
-    assert not sharpen_parts(vectors, vectors, found_at_first.astype("int64")).any()
+    assert not sharpen_parts(vectors, found_at_first.astype("int64")).any()
 
 
 def judge_small_part(n_part, spread, distance, n_spikes=2000):
@@ -306,8 +244,7 @@ def judge_small_part(n_part, spread, distance, n_spikes=2000):
     is_part = rng.permutation(np.arange(n_spikes) < n_part)
     vectors = rng.normal(size=(n_spikes, 1000)) * np.where(is_part, np.sqrt(spread), 1)[:, None]
     vectors[:, 0] += distance * is_part
-    vectors = vectors.astype("float32")
-    return is_neuron(vectors, vectors, is_part)
+    return is_neuron(vectors.astype("float32"), is_part)
 
 
 @pytest.mark.parametrize(("n_part", "spread", "distance"), RARE_NEURONS)
@@ -396,7 +333,7 @@ def test_halves_are_joined_and_groups_are_not(labels):
     is_second_half = (groups == 0) & (vectors[:, 1] > 0)
     parts = np.where(is_second_half, labels[2], np.array(labels)[groups])
     before = parts.copy()
-    found = join_parts(vectors, parts, THRESHOLD, MAX_SEPARATION)
+    found = join_parts(vectors, parts, THRESHOLD)
     assert set(found) == {0, 1}
     assert len(set(zip(found, groups, strict=True))) == 2
     assert np.array_equal(parts, before)
@@ -405,7 +342,7 @@ def test_halves_are_joined_and_groups_are_not(labels):
 @pytest.mark.parametrize("distance, n_parts", [(2.4, 1), (3.2, 2)])
 def test_parts_as_close_as_the_halves_of_one_are_joined_whatever_the_threshold(distance, n_parts):
     vectors, groups = make_groups(np.random.default_rng(0), [0, distance])
-    assert len(set(join_parts(vectors, groups, 1e-9, MAX_SEPARATION))) == n_parts
+    assert len(set(join_parts(vectors, groups, 1e-9))) == n_parts
 
 
 def test_parts_without_a_gap_are_joined_however_far_apart():
@@ -415,24 +352,24 @@ def test_parts_without_a_gap_are_joined_however_far_apart():
     vectors[:, 0] += rng.uniform(-10, 10, 600)
     halves = (vectors[:, 0] > 0).astype("int64")
     assert separation(*project_on_difference(vectors[halves == 0], vectors[halves == 1])) > MIN_SEPARATION + 0.2
-    assert not join_parts(vectors, halves, THRESHOLD, MAX_SEPARATION).any()
+    assert not join_parts(vectors, halves, THRESHOLD).any()
 
 
 def test_a_few_vectors_far_from_the_others_are_kept_apart():
     """Too few for the dip test."""
     vectors, groups = make_groups(np.random.default_rng(0), [0, 6])
     kept = np.r_[np.flatnonzero(groups == 0), np.flatnonzero(groups == 1)[:12]]
-    assert join_parts(vectors[kept], groups[kept], 1e6, MAX_SEPARATION).max() == 1
+    assert join_parts(vectors[kept], groups[kept], 1e6).max() == 1
 
 
 def test_threshold_zero_joins_none():
     vectors, groups = make_groups(np.random.default_rng(0), [0, 0, 8])
-    assert np.array_equal(join_parts(vectors, groups, 0.0, MAX_SEPARATION), groups)
+    assert np.array_equal(join_parts(vectors, groups, 0.0), groups)
 
 
 def test_one_part_needs_no_partner():
     vectors, groups = make_groups(np.random.default_rng(0), [0])
-    assert np.array_equal(join_parts(vectors, groups + 3, THRESHOLD, MAX_SEPARATION), groups)
+    assert np.array_equal(join_parts(vectors, groups + 3, THRESHOLD), groups)
 
 
 # --- variation ---
