@@ -134,7 +134,7 @@ def find_echoes_of_pair(large, small, norms=(50.0, 12.0), neurons=(0, 1)):
 def draw_delayed(large, delay_ms, jitter_ms, share=0.9):
     """Small spikes of which a share comes after large ones, the others at any time."""
     rng = np.random.default_rng(6)
-    followed = large[: round(share * 1000)] if share else large[:0]
+    followed = large[: round(share * 1000)]
     delays = (delay_ms + jitter_ms * rng.normal(size=len(followed))) * 1e-3 * SAMPLING_FREQUENCY
     return np.sort(np.r_[followed + delays.astype(int), draw_train(1000 - len(followed), 7)])
 
