@@ -4,12 +4,16 @@ Templates of refined units, without those of the spikes that overlap theirs.
 The mean of the traces at the spikes of a weak unit holds what larger neurons leave there: they may fire with it, or
 have spikes of their own taken for its. All templates are known by now. So they are taken away, and only the one that
 found a spike is put back.
+
+What is left has a mean where many neurons fire: templates are cut at their ends, and all of them together take away too
+much or too little. It is there at all times, no part of a spike, and would grow with each renewal.
 """
 
 from dataclasses import replace
 
 import numpy as np
 from spikeinterface.core.sparsity import ChannelSparsity
+from spikeinterface.preprocessing import center
 
 from spikeinterface_huidurep.matching import average_peaks, keep_large_templates
 from spikeinterface_huidurep.merging import shift_waveforms
@@ -41,7 +45,7 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
     kept = templates.select_units(np.setdiff1d(templates.unit_ids, refined.replaced))
     if len(refined.peaks) == 0:
         return join_templates(kept, None)
-    rest = take_away(traces, sorting, templates)
+    rest = center(take_away(traces, sorting, templates), mode="median", seed=params.seed)
     means = average_peaks(rest, refined.peaks, refined.labels, params, job_kwargs)
     own = average_own_templates(templates, refined) * means.sparsity_mask[:, None, :]
     whole = replace(means, templates_array=means.get_dense_templates() + own, sparsity_mask=None)

@@ -96,6 +96,15 @@ def test_a_new_template_lies_where_the_spikes_were_moved_to(overlapped):
     assert np.abs(new.get_dense_templates()[1] - pulse(8.0, 1, delay=-3)).max() < 5 / np.sqrt(200)
 
 
+def test_what_is_left_at_all_times_is_no_part_of_a_template(overlapped):
+    traces, sorting, templates, samples = overlapped
+    raised = on_probe(traces.get_traces() + 0.8, templates)
+    labels, origins, lags = (np.full(200, value) for value in (NEW, WEAK, 0))
+    refined = make_refined(samples, labels, origins, lags, [WEAK])
+    new = renew_templates(raised, sorting, templates, refined, PARAMS, JOB_KWARGS)
+    assert np.abs(new.get_dense_templates()[1] - pulse(8.0, 1)).max() < 5 / np.sqrt(200)
+
+
 def test_the_spikes_of_missed_units_had_no_template(overlapped):
     """WEAK was not found, so that its spikes are in the traces when LARGE is taken away."""
     traces, sorting, templates, samples = overlapped
