@@ -15,6 +15,7 @@ import numpy as np
 from spikeinterface.core.sparsity import ChannelSparsity
 from spikeinterface.preprocessing import center
 
+from spikeinterface_huidurep.detection import choose_noise_chunks
 from spikeinterface_huidurep.matching import average_peaks, keep_large_templates
 from spikeinterface_huidurep.merging import shift_waveforms
 from spikeinterface_huidurep.residuals import take_away
@@ -45,7 +46,7 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
     kept = templates.select_units(np.setdiff1d(templates.unit_ids, refined.replaced))
     if len(refined.peaks) == 0:
         return join_templates(kept, None)
-    rest = center(take_away(traces, sorting, templates), mode="median", seed=params.seed)
+    rest = center(take_away(traces, sorting, templates), mode="median", **choose_noise_chunks(traces, params.seed))
     means = average_peaks(rest, refined.peaks, refined.labels, params, job_kwargs)
     own = average_own_templates(templates, refined) * means.sparsity_mask[:, None, :]
     whole = replace(means, templates_array=means.get_dense_templates() + own, sparsity_mask=None)
