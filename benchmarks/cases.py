@@ -229,6 +229,11 @@ MADE_CASES = (
         "SpikeInterface's generator, 2 columns of 16 channels, 30 units of 0.2 to 2 Hz, white noise of 10 uV",
     ),
     Case(
+        "native_crowded",
+        partial(make_native, 7.0, num_channels=32, num_units=60),
+        "SpikeInterface's generator, 2 columns of 16 channels, 60 units, 900 spikes a second, white noise of 7 uV",
+    ),
+    Case(
         "native_restless",
         make_native_restless,
         "as native_static, with 15 bouts of 1 s in which the noise is larger, most of it common to all channels",
