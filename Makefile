@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 BENCH_OUT ?= benchmark_work/results
 BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
 BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
-BENCH_SETS = $(if $(SETS),--sets "$(SETS)")
+BENCH_SETS = $(if $(SETS),--sets "$(SETS)") $(if $(REAL_DATA),--real-data "$(REAL_DATA)")
 SEEDS ?= 0 1 2
 PEERS := lupin tridesclous2 spykingcircus2
 DRIFT_PEERS := lupin_motion tridesclous2_motion
@@ -33,7 +33,8 @@ bench: $(STAMP)
 	$(BENCH_RUN) --cases native_drift --duration 60 --sorters huidurep $(DRIFT_PEERS) spykingcircus2 limit
 	$(BENCH_REPORT)
 
-# Hours. SETS=FOLDER/seed{seed} names a folder for each seed with sets NAME/recording and NAME/sorting, which are run too.
+# Hours. SETS=FOLDER/seed{seed} names a folder for each seed with sets NAME/recording and NAME/sorting, which are run too;
+# REAL_DATA=FOLDER the data of the hybrid cases.
 bench-full: $(STAMP)
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
 	$(BENCH_RUN) $(BENCH_SETS) --cases all --seeds $(SEEDS) --sorters huidurep huidurep_gmm $(PEERS) mountainsort5 limit

@@ -89,13 +89,23 @@ def run_sort_command(arguments):
     """`huidurep sort`."""
     from spikeinterface import load
     from spikeinterface.sorters import run_sorter
+    from spikeinterface.sorters.utils import SpikeSortingError
 
     params = dict(parse_param(text) for text in arguments.param)
     recording = load(arguments.recording)
-    sorting = run_sorter("huidurep", recording, folder=arguments.folder, verbose=True, **params)
+    try:
+        sorting = run_sorter("huidurep", recording, folder=arguments.folder, verbose=True, **params)
+    except SpikeSortingError as error:
+        raise ValueError(find_reason(str(error))) from error
     num_spikes = int(sorting.count_total_num_spikes())
     _write_line(f"{sorting.get_num_units()} units, {num_spikes} spikes in {arguments.folder}")
     return 0
+
+
+def find_reason(error_trace):
+    """What a ValueError says, from the text of a SpikeSortingError; all of the text if it holds no ValueError."""
+    reasons = [line for line in error_trace.splitlines() if line.startswith("ValueError: ")]
+    return reasons[-1].removeprefix("ValueError: ") if reasons else error_trace
 
 
 def parse_param(text):

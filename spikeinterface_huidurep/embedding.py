@@ -83,7 +83,7 @@ def resolve_torch_device(torch_device="auto"):
     Parameters
     ----------
     torch_device : "auto" | "cpu" | "cuda" | "cuda:<i>" | "mps", default: "auto"
-        "auto" takes CUDA, else Apple's MPS, else the CPU.
+        "auto" takes CUDA if there is one, otherwise the CPU.
 
     Returns
     -------
@@ -97,9 +97,7 @@ def resolve_torch_device(torch_device="auto"):
     import torch
 
     if torch_device == "auto":
-        if torch.cuda.is_available():
-            return torch.device("cuda")
-        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(torch_device)
     except (RuntimeError, TypeError) as error:

@@ -139,7 +139,7 @@ class SorterParams:
     )
     freq_min: float = _number(
         150.0,
-        10.0,
+        100.0,
         2000.0,
         "Hz",
         "Lower edge of the band-pass filter. Raise it when slow field potentials are detected.",
@@ -311,6 +311,8 @@ class SorterParams:
         params = cls(**{name: _convert(fields[name], value) for name, value in values.items()})
         if params.freq_min >= params.freq_max:
             raise ValueError(f"freq_min={params.freq_min} Hz must be below freq_max={params.freq_max} Hz")
+        if params.apply_motion_correction is True and not params.apply_preprocessing:
+            raise ValueError("apply_motion_correction=True needs apply_preprocessing=True")
         return params
 
     def to_dict(self):

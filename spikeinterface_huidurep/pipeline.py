@@ -159,6 +159,8 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     neuron_ids = sorting.unit_ids[neurons]
     sorting, posteriors = join_fragments(spikes[kept], posteriors[kept], neuron_ids, traces.sampling_frequency)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
+    if len(sorting.unit_ids) == 0:
+        return _find_nothing("too few spikes are left of each unit for min_firing_rate", traces)
 
     templates = templates.select_units(sorting.unit_ids)
     main_channels = find_main_channels(templates, clusters.neighborhoods, params.peak_sign)
@@ -232,6 +234,8 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     n_changed = len(changes.find_units())
     if n_changed > 0:
         sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
+        if len(sorting.unit_ids) == 0:
+            return sorting, templates, None
         templates = templates.select_units(sorting.unit_ids)
         spikes_folder = folder / "waveforms" / "spikes_followed"
         sorting, templates, residuals = place_spikes(

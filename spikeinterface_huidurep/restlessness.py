@@ -118,8 +118,10 @@ def measure_restlessness(traces, samples, segment_indices, waveform=None):
         1 where it is not.
     """
     ratios = np.ones(len(samples))
-    for segment_index, stretches in enumerate(traces.get_annotation(ANNOTATION) or ()):
+    for segment_index, stretches in enumerate(traces.get_annotation(ANNOTATION, copy=False) or ()):
         rows = np.flatnonzero(segment_indices == segment_index)
+        if len(rows) == 0:  # what was made of the traces may lack the last segments
+            continue
         indices = samples[rows] * len(stretches) // traces.get_num_samples(segment_index)
         present, inverse = np.unique(np.clip(indices, 0, len(stretches) - 1), return_inverse=True)
         ratios[rows] = np.array([measure_along(*stretches[index], waveform) for index in present])[inverse]

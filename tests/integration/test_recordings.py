@@ -6,6 +6,8 @@ from probeinterface import ProbeGroup
 from spikeinterface.core import NumpyRecording, load
 from spikeinterface.sorters.utils import SpikeSortingError
 
+from spikeinterface_huidurep import pipeline
+
 from .conftest import compute_accuracies, make_ground_truth, replace_traces
 
 GOOD = 0.8  # accuracy
@@ -66,6 +68,18 @@ def test_too_few_spikes_for_a_unit(sort, tmp_path, num_spikes):
     assert sorting.get_num_units() == 0 and len(sorting.to_spike_vector()) == 0
     assert "no units: " in read_log(tmp_path)
     assert load(tmp_path / "out0").get_num_units() == 0
+
+
+def test_too_few_spikes_are_left_of_every_unit(sort, tetrode, tmp_path, monkeypatch):
+    assign_spikes = pipeline.assign_spikes
+
+    def find_all_repeated(*arguments):
+        spikes, posteriors, is_repeated = assign_spikes(*arguments)
+        return spikes, posteriors, np.ones_like(is_repeated)
+
+    monkeypatch.setattr(pipeline, "assign_spikes", find_all_repeated)
+    assert sort(tetrode[0]).get_num_units() == 0
+    assert "no units: too few spikes are left" in read_log(tmp_path)
 
 
 def test_noise_makes_hardly_any_unit(sort):

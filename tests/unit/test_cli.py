@@ -4,7 +4,7 @@ import types
 
 import numpy as np
 import pytest
-from spikeinterface.core import NumpySorting
+from spikeinterface.core import NumpyRecording, NumpySorting
 
 import spikeinterface_huidurep
 from spikeinterface_huidurep import cli
@@ -95,6 +95,19 @@ def test_user_errors_are_one_line(capsys, tiny_recording_folder, tmp_path):
     error = capsys.readouterr().err
     assert error.startswith("huidurep: ") and "detect_threshold=-1" in error
     assert "Traceback" not in error
+
+
+def test_errors_of_the_data_are_one_line(capsys, tmp_path):
+    recording = NumpyRecording([np.zeros((30_000, 4), "float32")], 30_000.0)
+    recording.set_dummy_probe_from_locations(20.0 * np.arange(8).reshape(4, 2))
+    recording.save(folder=tmp_path / "flat")
+    assert cli.main(["sort", str(tmp_path / "flat"), str(tmp_path / "out")]) == 1
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert error.startswith("huidurep: all channels are flat")
+
+
+def test_reason_of_an_error_that_is_no_value_error():
+    assert cli.find_reason("trace\nMemoryError: none left") == "trace\nMemoryError: none left"
 
 
 def test_check_tells_what_is_there(capsys):

@@ -141,9 +141,12 @@ def test_training_mode_is_left_as_it_was(encoder, spikes):
     encoder.eval()
 
 
-def test_devices():
+@pytest.mark.parametrize("has_cuda", [True, False])
+def test_devices(monkeypatch, has_cuda):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: has_cuda)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
     assert resolve_torch_device("cpu").type == "cpu"
-    assert resolve_torch_device("auto").type in ("cpu", "cuda", "mps")
+    assert resolve_torch_device("auto").type == ("cuda" if has_cuda else "cpu")
     for name in ("gpu", "cuda:99", "xpu", 3.5):
         with pytest.raises(ValueError, match="torch_device must be"):
             resolve_torch_device(name)

@@ -129,6 +129,11 @@ def test_band_must_not_be_empty():
         SorterParams.from_dict({"freq_min": 1500, "freq_max": 1000})
 
 
+def test_motion_is_corrected_only_by_the_preprocessing():
+    with pytest.raises(ValueError, match="apply_motion_correction=True needs apply_preprocessing=True"):
+        SorterParams.from_dict({"apply_motion_correction": True, "apply_preprocessing": False})
+
+
 @pytest.mark.parametrize("sampling_frequency", [10_000, 15_000, 24_414.0625, 40_000])
 def test_sampling_rates_that_can_be_sorted(sampling_frequency):
     SorterParams().check_valid(make_recording(sampling_frequency))

@@ -1,8 +1,10 @@
 """The glue: what the steps hand on, and how the units are looked at twice."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
-from spikeinterface.core import NumpyRecording
+from spikeinterface.core import NumpyRecording, NumpySorting
 from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_info, threadpool_limits
 
@@ -242,6 +244,14 @@ def test_units_that_nothing_confirms(three_neurons, tmp_path):
     sorting, templates, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path, share_selected=0.1)
     assert len(sorting.unit_ids) == len(templates.unit_ids) == 0
     assert residuals is None
+
+
+def test_units_that_lose_all_spikes_when_they_are_followed(three_neurons, tmp_path, monkeypatch):
+    nothing = NumpySorting.from_unit_dict([{}], SAMPLING_FREQUENCY)
+    monkeypatch.setattr(pipeline, "find_changes", lambda *_: SimpleNamespace(find_units=lambda: [0]))
+    monkeypatch.setattr(pipeline, "match_changing_templates", lambda *_: nothing)
+    sorting, _, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path)
+    assert len(sorting.unit_ids) == 0 and residuals is None
 
 
 def test_units_stay_where_their_parts_can_be_none(tmp_path):

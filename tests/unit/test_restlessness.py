@@ -52,6 +52,12 @@ def test_even_noise_is_calm():
     assert_array_equal(measure(recording, [0.0, 10.0, 19.99]), 1.0)
 
 
+def test_traces_without_the_last_segments():
+    recording = make_recording(make_noise(gain=2), make_noise(gain=3))
+    first = recording.select_segments([0])
+    assert_array_equal(measure(first, [0.0, 10.0]), measure(recording, [0.0, 10.0]))
+
+
 def test_many_spikes_are_no_noise():
     noise = make_noise()
     noise[LOUD][::200] += 30  # 100 spikes a second on all channels
