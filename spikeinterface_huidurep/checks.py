@@ -17,8 +17,8 @@ def check_recording(recording):
     Raises
     ------
     ValueError
-        If it is not a recording, has too many channels or no samples, has no probe where one is needed, or has two
-        channels of one group at the same place: says what to do.
+        If it is not a recording, has too many channels or no samples, has no probe where one is needed, or has a group
+        on several probes or with two channels at the same place: says what to do.
     """
     from spikeinterface.core import BaseRecording
 
@@ -79,7 +79,7 @@ def attach_default_probe(recording):
 
 def check_locations(recording):
     """
-    Check that no two channels of one group are at the same place.
+    Check that each group is on one probe, and no two of its channels at the same place.
 
     Parameters
     ----------
@@ -89,7 +89,7 @@ def check_locations(recording):
     Raises
     ------
     ValueError
-        If locations are not finite, or repeated within a group.
+        If locations are not finite, or repeated within a group, or a group is on several probes.
     """
     locations_um = recording.get_channel_locations()  # (c, 2)
     if not np.all(np.isfinite(locations_um)):
@@ -110,4 +110,10 @@ def check_locations(recording):
                 f"{channel_ids[first[counts > 1][0]]}). If they belong to different tetrodes or shanks, set the "
                 "property 'group' and sort each one alone with `run_sorter_by_property('huidurep', recording, "
                 "grouping_property='group', folder=...)`; otherwise attach a probe with true locations"
+            )
+        n_probes = len(recording.select_channels(channel_ids).get_probegroup().probes)
+        if n_probes > 1:
+            raise ValueError(
+                f"the channels of group {group} are on {n_probes} probes; give each probe a group of its own: "
+                "`recording.set_probegroup(probegroup, group_mode='by_probe')` or 'by_shank'"
             )

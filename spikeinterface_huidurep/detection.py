@@ -203,8 +203,9 @@ def choose_noise_chunks(traces, seed):
         For `spikeinterface.core.get_random_data_chunks`. Of many channels or segments it reads no more values than of
         FULL_CHUNK_CHANNELS in one segment.
     """
-    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
-    n_chunks = max(1, NOISE_CHUNKS // traces.get_num_segments())
+    n_segments = traces.get_num_segments()
+    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels()) * min(1.0, NOISE_CHUNKS / n_segments)
+    n_chunks = max(1, NOISE_CHUNKS // n_segments)
     return dict(num_chunks_per_segment=n_chunks, chunk_duration=share * NOISE_CHUNK_S, seed=seed)
 
 

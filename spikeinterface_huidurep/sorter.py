@@ -77,9 +77,12 @@ class HuiduRepSorter(BaseSorter):
 
     @classmethod
     def _run_from_folder(cls, sorter_output_folder, params, verbose):
+        from spikeinterface_huidurep.embedding import resolve_torch_device
         from spikeinterface_huidurep.pipeline import sort_recording
 
         params = SorterParams.from_dict(params)
+        if params.features != "pca":
+            resolve_torch_device(params.torch_device)  # without such a device it fails here, not after minutes of work
         with log_to_file(sorter_output_folder / "huidurep.log", verbose):
             logger.info("huidurep %s", cls.get_sorter_version())
             _write_parameters_used(sorter_output_folder / "parameters_used.json", params, cls.get_sorter_version())

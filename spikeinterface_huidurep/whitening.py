@@ -162,9 +162,9 @@ def estimate_temporal_filter(recording, radius_um=100.0, seed=0):
 
 def read_random_chunks(recording, seed):
     """
-    Read seeded random chunks, few enough to fit in memory whatever the number of channels.
+    Read seeded random chunks, few enough to fit in memory whatever the number of channels and segments.
 
-    Segments shorter than a chunk are left out, unless all are.
+    Segments shorter than a chunk are left out, unless all are; of very many segments not all are read.
 
     Returns
     -------
@@ -172,15 +172,18 @@ def read_random_chunks(recording, seed):
     """
     sizes = np.array([recording.get_num_samples(index) for index in range(recording.get_num_segments())])
     chunk_size = int(min(ESTIMATE_CHUNK_S * recording.sampling_frequency, sizes.max()))
-    if sizes.min() < chunk_size:
-        recording = recording.select_segments(np.flatnonzero(sizes >= chunk_size).tolist())
-        sizes = sizes[sizes >= chunk_size]
-    affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels() * len(sizes))
+    affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels())
+    kept = np.flatnonzero(sizes >= chunk_size)
+    if len(kept) > affordable:
+        kept = kept[np.linspace(0, len(kept) - 1, max(affordable, 1)).astype("int64")]
+    if len(kept) < len(sizes):
+        recording = recording.select_segments(kept.tolist())
+        sizes = sizes[kept]
     wanted = min(ESTIMATE_MAX_CHUNKS, int(np.ceil(sizes.max() / chunk_size)))  # no more than there is to read
     chunks = get_random_data_chunks(
         recording,
         concatenated=False,
-        num_chunks_per_segment=int(np.clip(affordable, 1, wanted)),
+        num_chunks_per_segment=int(np.clip(affordable // len(sizes), 1, wanted)),
         chunk_duration=None,
         chunk_size=chunk_size,
         seed=seed,

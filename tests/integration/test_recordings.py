@@ -82,6 +82,12 @@ def test_too_few_spikes_are_left_of_every_unit(sort, tetrode, tmp_path, monkeypa
     assert "no units: too few spikes are left" in read_log(tmp_path)
 
 
+def test_a_device_that_is_not_there_fails_at_once(sort, tetrode, tmp_path):
+    with pytest.raises(SpikeSortingError, match="torch_device must be"):
+        sort(tetrode[0], torch_device="cuda:99")
+    assert not (tmp_path / "out0/sorter_output/huidurep.log").exists()
+
+
 def test_noise_makes_hardly_any_unit(sort):
     sorting = sort(NumpyRecording([make_noise(600_000, seed=1)], 30_000.0), detect_threshold=4.0)
     assert sorting.get_num_units() <= 2

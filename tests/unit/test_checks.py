@@ -52,6 +52,16 @@ def test_384_channels_are_accepted_and_more_are_not():
         check_recording(attach(make_recording(385), generate_linear_probe(385)))
 
 
+def test_a_group_on_two_probes_is_refused():
+    far = generate_tetrode()
+    far.move([500.0, 0.0])
+    recording = attach(make_recording(8), generate_tetrode(), far)
+    check_recording(recording)
+    recording.set_property("group", np.zeros(8, dtype=int))
+    with pytest.raises(ValueError, match="group 0 are on 2 probes"):
+        check_recording(recording)
+
+
 def test_repeated_locations_in_one_group_are_refused():
     recording = attach(make_recording(8), generate_tetrode(), generate_tetrode())
     recording.set_property("group", np.zeros(8, dtype=int))

@@ -188,6 +188,12 @@ def test_few_chunks_are_read_from_a_wide_recording():
     assert len(chunks) == 2 and all(chunk.shape == (15_000, 1000) for chunk in chunks)
 
 
+def test_few_segments_are_read_of_many():
+    recording = make_recording([np.zeros((15_000, 500), dtype="float32")] * 12)
+    chunks = read_random_chunks(recording, seed=0)
+    assert len(chunks) == 5 and all(chunk.shape == (15_000, 500) for chunk in chunks)
+
+
 def test_spectra_of_white_noise_without_spikes():
     chunks = [np.random.default_rng(0).normal(size=(30_000, 4))]
     frequencies_hz, noise_power, spike_power = measure_spectra(chunks, SAMPLING_FREQUENCY)
