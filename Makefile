@@ -9,7 +9,7 @@ STAMP := $(VENV)/.installed
 BENCH_OUT ?= benchmark_work/results
 BENCH_RUN = $(VENV_PYTHON) benchmarks/run.py --results $(BENCH_OUT)
 BENCH_REPORT = $(VENV_PYTHON) benchmarks/report.py --results $(BENCH_OUT) --timed-results $(BENCH_OUT)
-BENCH_SETS = $(if $(SETS),--sets "$(SETS)") $(if $(REAL_DATA),--real-data "$(REAL_DATA)")
+BENCH_DATA = $(if $(SETS),--sets "$(SETS)") $(if $(REAL_DATA),--real-data "$(REAL_DATA)")
 SEEDS ?= 0 1 2
 PEERS := lupin tridesclous2 spykingcircus2
 DRIFT_PEERS := lupin_motion tridesclous2_motion
@@ -37,9 +37,9 @@ bench: $(STAMP)
 # REAL_DATA=FOLDER the data of the hybrid cases.
 bench-full: $(STAMP)
 	$(VENV_PYTHON) -m pip install --quiet --constraint $(CONSTRAINTS) --editable ".[benchmark]"
-	$(BENCH_RUN) $(BENCH_SETS) --cases all --seeds $(SEEDS) --sorters huidurep huidurep_gmm $(PEERS) mountainsort5 limit
-	$(BENCH_RUN) $(BENCH_SETS) --cases drifting --seeds $(SEEDS) --sorters $(DRIFT_PEERS) huidurep_no_motion
-	$(BENCH_RUN) $(BENCH_SETS) --cases all --sorters simple huidurep_pca huidurep_no_temporal_whitening
+	$(BENCH_RUN) $(BENCH_DATA) --cases all --seeds $(SEEDS) --sorters huidurep huidurep_gmm $(PEERS) mountainsort5 limit
+	$(BENCH_RUN) $(BENCH_DATA) --cases drifting --seeds $(SEEDS) --sorters $(DRIFT_PEERS) huidurep_no_motion
+	$(BENCH_RUN) $(BENCH_DATA) --cases all --sorters simple huidurep_pca huidurep_no_temporal_whitening
 	$(BENCH_RUN)/short --cases native_tetrode --duration 15 --sorters huidurep kilosort4 kilosort4_tetrode mountainsort5
 	$(BENCH_REPORT)
 

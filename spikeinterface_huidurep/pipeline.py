@@ -185,13 +185,9 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         Of the spikes of the last units; None if there were none.
     """
     n_spikes = made_of = clusters.count_spikes()
-    residuals = None
     for look in range(1 + MAX_REFINEMENTS):
         sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
         clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
-        if len(sorting.unit_ids) == 0:
-            residuals = None
-            break
         spikes_folder = folder / "waveforms" / f"spikes_{look}"
         sorting, templates, residuals = place_spikes(
             traces, sorting, templates, clusters.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
@@ -234,8 +230,6 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     n_changed = len(changes.find_units())
     if n_changed > 0:
         sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
-        if len(sorting.unit_ids) == 0:
-            return sorting, templates, None
         templates = templates.select_units(sorting.unit_ids)
         spikes_folder = folder / "waveforms" / "spikes_followed"
         sorting, templates, residuals = place_spikes(

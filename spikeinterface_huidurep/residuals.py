@@ -195,6 +195,8 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     residuals : Residuals | None
         Of its spikes; None if there are none.
     """
+    if len(sorting.unit_ids) == 0:
+        return sorting, templates, None
     residuals = extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs)
     spikes = sorting.to_spike_vector().copy()
     kept = np.zeros(len(spikes), dtype=bool)
