@@ -20,6 +20,7 @@ PROTOTYPE_MS_BEFORE, PROTOTYPE_MS_AFTER = 0.6, 1.2
 PROTOTYPE_SLICES, PROTOTYPE_SLICE_S = 40, 1.0  # of the recording, to learn the prototype from
 MAX_PROTOTYPE_PEAKS, MIN_PROTOTYPE_PEAKS = 5000, 20
 NOISE_CHUNKS, NOISE_CHUNK_S = 20, 0.5  # to measure the noise behind the filter on
+MAX_NOISE_CHUNKS = 400  # of a segment, when they have to be short
 FULL_CHUNK_CHANNELS = 64  # with more, chunks are shorter: filtered copies of all of them are held in memory
 
 
@@ -201,12 +202,15 @@ def choose_noise_chunks(traces, seed):
     -------
     kwargs : dict
         For `spikeinterface.core.get_random_data_chunks`. Of many channels or segments it reads no more values than of
-        FULL_CHUNK_CHANNELS in one segment.
+        FULL_CHUNK_CHANNELS in one segment; where a short segment makes all chunks short, it reads more of them.
     """
-    n_segments = traces.get_num_segments()
-    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels()) * min(1.0, NOISE_CHUNKS / n_segments)
-    n_chunks = max(1, NOISE_CHUNKS // n_segments)
-    return dict(num_chunks_per_segment=n_chunks, chunk_duration=share * NOISE_CHUNK_S, seed=seed)
+    sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+    share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
+    full_size = int(share * NOISE_CHUNK_S * traces.sampling_frequency)
+    n_wanted = NOISE_CHUNKS * full_size  # samples
+    chunk_size = min(full_size, n_wanted // len(sizes), *sizes)
+    n_chunks = min(n_wanted // (chunk_size * len(sizes)), MAX_NOISE_CHUNKS)
+    return dict(num_chunks_per_segment=n_chunks, chunk_duration=None, chunk_size=chunk_size, seed=seed)
 
 
 def _random_slices(traces, seed):

@@ -116,6 +116,14 @@ def test_noise_of_many_channels_is_measured_on_no_more_values_than_that_of_few()
     assert n_values[64, 40] <= n_values[64, 1]
 
 
+def test_a_short_segment_takes_nothing_from_what_the_noise_is_measured_on():
+    n_values = []
+    for durations in ([20.0, 20.0], [20.0, 0.05]):
+        recording = generate_recording(4, SAMPLING_FREQUENCY, durations, set_probe=False)
+        n_values.append(get_random_data_chunks(recording, **choose_noise_chunks(recording, seed=0)).size)
+    assert n_values[1] == n_values[0]
+
+
 @pytest.mark.parametrize("peak_sign", ["neg", "both"])
 def test_noise_that_is_larger_for_a_while_has_hardly_any_peaks(peak_sign):
     noise = np.random.default_rng(0).standard_normal((300_000, 3)).astype("float32")

@@ -1,6 +1,7 @@
 """Preprocessing: dead channels, wrong samples, and noise that comes out white with unit SD."""
 
 import logging
+import re
 
 import numpy as np
 import pytest
@@ -75,6 +76,19 @@ def test_more_dead_channels_than_living_ones():
 def test_silence_is_an_error(value):
     with pytest.raises(ValueError, match="all channels are flat"):
         remove_dead_channels(make_recording(np.full((30_000, 2), value, dtype="int16")))
+
+
+@pytest.mark.parametrize("share, is_refused", [(0.05, False), (0.2, False), (0.5, True)])
+def test_blanked_stretches_are_told_from_dead_channels(share, is_refused, caplog):
+    traces = np.random.default_rng(0).normal(size=(300_000, 2)).astype("float32")
+    traces.reshape(100, 3000, 2)[:, : round(3000 * share)] = 0
+    recording = make_recording(traces)
+    if is_refused:
+        with pytest.raises(ValueError, match=r"about (49|50)% of the recording no channel changes.*frame_slice"):
+            remove_dead_channels(recording)
+    else:
+        assert remove_dead_channels(recording) is recording
+        assert bool(re.search("about (19|20)% of the recording", caplog.text)) == (share == 0.2)
 
 
 def test_too_short():
