@@ -11,6 +11,7 @@ from spikeinterface_huidurep.preprocessing import preprocess
 LIMIT_BLOCK_S = 30.0  # drifting neurons get new true templates after this time
 LIMIT_RADIUS_UM = 200.0
 LIMIT_MS = (2.0, 3.0)
+LIMIT_PTP = 1.0  # noise SD; matching fails on templates that are no larger on any channel, and would find no spike
 
 # name -> SpikeInterface's name and the parameters that differ from the defaults; other names are SpikeInterface's.
 VARIANTS = {
@@ -98,5 +99,7 @@ def _match_block(traces, sorting):
     analyzer.compute("random_spikes", method="all")
     analyzer.compute("templates", ms_before=LIMIT_MS[0], ms_after=LIMIT_MS[1])
     templates = analyzer.get_extension("templates").get_data(outputs="Templates")
+    is_visible = np.ptp(templates.get_dense_templates(), axis=1).max(axis=1) > LIMIT_PTP
+    templates = templates.select_units(templates.unit_ids[is_visible])
     spikes = find_spikes_from_templates(traces, templates, method="wobble")
     return spikes["sample_index"], templates.unit_ids[spikes["cluster_index"]]

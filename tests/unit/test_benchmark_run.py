@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spikeinterface.core import append_recordings, append_sortings
+from spikeinterface.core import NumpySorting, append_recordings, append_sortings
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -67,6 +67,19 @@ def test_the_limit_is_found_in_every_segment(benchmarks, tiny_ground_truth, tmp_
         trains = [found.get_unit_spike_train(unit_id, segment_index=index) for index in range(2)]
         np.testing.assert_array_equal(*trains)
         assert len(trains[0]) == pytest.approx(len(truth.get_unit_spike_train(unit_id, segment_index=0)), rel=0.2)
+
+
+def test_units_too_far_away_to_be_seen_do_not_stop_the_limit(benchmarks, tiny_ground_truth, tmp_path):
+    from sorters import match_true_templates
+
+    recording, truth = tiny_ground_truth
+    samples = np.arange(10_000, recording.get_num_samples() - 10_000, 50)  # of all times the mean is flat
+    trains = {unit_id: truth.get_unit_spike_train(unit_id) for unit_id in truth.unit_ids} | {"far": samples}
+    truth = NumpySorting.from_unit_dict([trains], truth.sampling_frequency)
+    found = match_true_templates(recording, truth, drifts=False, folder=tmp_path)
+    n_spikes = found.count_num_spikes_per_unit(outputs="dict")
+    assert n_spikes.pop("far") == 0
+    assert min(n_spikes.values()) > 0
 
 
 @pytest.mark.parametrize("there", ["nothing", "facts.json", "unfinished"])
