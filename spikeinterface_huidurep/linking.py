@@ -9,8 +9,9 @@ best: their later spikes are smaller, so that a neuron is split, and follow the 
 with nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-Units whose templates differ more than those of most fragments may hardly coincide. The pair with the closest templates
-goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
+Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
+silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
+templates goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
 """
 
 import numpy as np
@@ -22,6 +23,8 @@ from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
 MIN_BINS, MAX_BINS = 6, 30  # in a long recording behaviour, too, silences one neuron and not another for many seconds
+SILENT_SHARE = 0.25  # of the mean rate of other units; where they fire less, time does not count
+MIN_OTHERS = 20  # spikes of other units in a stretch, in the mean; with fewer nothing is known of silence
 MIN_CHANCE_COINCIDENCES = 300  # pairs of spikes in the same bin that chance would give; with fewer little is known
 MAX_COINCIDENCE = 0.6  # share of what chance would give
 MAX_COINCIDENCE_OF_SAME = 0.95  # of the same template; in between it falls with the difference of the templates
@@ -58,18 +61,21 @@ def link_fragments(sorting, templates, duration_s):
     neurons : np.ndarray, int64, shape (n_units,)
         Index of the neuron of every unit: the index of the fragment with most spikes.
     """
-    times_s = _concatenate_times(sorting, duration_s)
+    times_s, duration_s = _concatenate_times(sorting, duration_s), sum(duration_s)
+    n_stretches = max(1, int(duration_s / MIN_BIN_S))
+    counts = np.array([np.histogram(times, n_stretches, range=(0, duration_s))[0] for times in times_s])
     neurons = np.arange(len(times_s))
     for difference, first, second in sorted(find_alike_templates(templates)):
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
-        if neurons[first] != neurons[second] and are_fragments(*trains, difference, sum(duration_s)):
-            together = np.concatenate(parts)
+        together = np.concatenate(parts)
+        n_others = np.delete(counts, together, axis=0).sum(axis=0)
+        if neurons[first] != neurons[second] and are_fragments(*trains, difference, n_others, duration_s):
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
 
-def are_fragments(first_s, second_s, difference, duration_s):
+def are_fragments(first_s, second_s, difference, n_others, duration_s):
     """
     Whether two trains are fragments of one neuron.
 
@@ -79,18 +85,40 @@ def are_fragments(first_s, second_s, difference, duration_s):
         Times in s.
     difference : float
         Of their templates, as a share of the energy.
+    n_others : np.ndarray, int, shape (n_stretches,)
+        Spikes of other units in stretches of the recording of the same length.
     duration_s : float
 
     Returns
     -------
     are_fragments : bool
     """
+    active = leave_out_silence(first_s, second_s, n_others, duration_s)
     max_probability = np.inf if difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
     return (
-        coincidence(first_s, second_s, duration_s) < limit_coincidence(difference)
-        or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(first_s, second_s, duration_s))
+        coincidence(*active) < limit_coincidence(difference)
+        or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*active))
         or (difference <= MAX_DIFFERENCE and respect_refractory_period(first_s, second_s, max_probability))
     )
+
+
+def leave_out_silence(first_s, second_s, n_others, duration_s):
+    """
+    Times of two trains, and the duration, without the stretches in which the other units are silent.
+
+    Parameters are those of `are_fragments`.
+
+    Returns
+    -------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+    duration_s : float
+    """
+    is_active = n_others >= SILENT_SHARE * n_others.mean()
+    if is_active.all() or n_others.mean() < MIN_OTHERS:
+        return first_s, second_s, duration_s
+    edges_s = np.linspace(0, duration_s, len(n_others) + 1)
+    elapsed_s = np.r_[0, np.cumsum(is_active * np.diff(edges_s))]
+    return np.interp(first_s, edges_s, elapsed_s), np.interp(second_s, edges_s, elapsed_s), float(elapsed_s[-1])
 
 
 def limit_coincidence(difference):

@@ -17,11 +17,13 @@ from spikeinterface_huidurep.linking import (
     MIN_BIN_S,
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
+    MIN_OTHERS,
     coincidence,
     count_pairs,
     find_alike_templates,
     fire_in_turn,
     join_fragments,
+    leave_out_silence,
     limit_coincidence,
     link_fragments,
     locate_templates,
@@ -356,6 +358,33 @@ def test_a_neuron_that_has_its_other_half_links_to_no_more():
     # alone with the third, the second half does link
     alone = make_trains(second_half, other)
     assert link_fragments(alone, make_units(*ALIKE[1:]), [DURATION_S]).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("stop, n_others, n_neurons", [(0.5, 900, 1), (1.0, 900, 2), (0.5, 30, 2)])
+def test_time_in_which_all_others_are_silent_does_not_count(stop, n_others, n_neurons):
+    """Chance has it that the fragments fire together half of the time when there is nothing else in the other half."""
+    first, second = fire(240, 0, 0.3), np.r_[fire(80, 0.2, 0.3), fire(160, 0.3, 0.5)]
+    other, templates = fire(n_others, 0, stop), make_units((10, 3, 0), (5.6, 3, 0), (10, 8, 0))
+    neurons = link_fragments(make_trains(first, second, other), templates, [DURATION_S])
+    assert len(set(neurons.tolist())) == n_neurons + 1
+
+
+def test_silence_is_cut_out():
+    n_others = np.array([100, 20, 30, 100])
+    times_s = np.array([0.0, 5.0, 10.0, 15.0, 20.0, 25.0, 35.0, 40.0])
+    first_s, second_s, duration_s = leave_out_silence(times_s, times_s[::-1], n_others, 40.0)
+    assert duration_s == 40.0  # 20 is more than a quarter of the mean, 62.5
+    n_others[1:3] = 0, 12
+    first_s, second_s, duration_s = leave_out_silence(times_s, times_s[::-1], n_others, 40.0)
+    np.testing.assert_allclose(first_s, [0, 5, 10, 10, 10, 10, 15, 20])
+    np.testing.assert_allclose(second_s, first_s[::-1])
+    assert duration_s == 20.0
+
+
+def test_few_other_spikes_tell_nothing_of_silence():
+    times_s = np.array([1.0, 19.0])
+    assert leave_out_silence(times_s, times_s, np.array([MIN_OTHERS - 1, 0]) * 2, 20.0)[2] == 20.0
+    assert leave_out_silence(times_s, times_s, np.array([MIN_OTHERS, 0]) * 2, 20.0)[2] == 10.0
 
 
 def test_segments_follow_each_other():
