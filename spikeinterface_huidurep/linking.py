@@ -7,7 +7,8 @@ when their templates are alike and their spikes fall into the same stretches of 
 are also linked when they fire together, but hardly ever one within the refractory period of the other. Bursts show it
 best: their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Units
 with nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
-cluster, and may take turns of seconds, as what is left of drift after its correction has it. Units whose templates
+cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
+the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
 Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
 silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
@@ -30,6 +31,7 @@ MAX_COINCIDENCE = 0.6  # share of what chance would give
 MAX_COINCIDENCE_OF_SAME = 0.95  # of the same template; in between it falls with the difference of the templates
 TURN_S = 2.0  # what motion correction leaves of drift, as between two sites, takes a neuron to and fro within seconds
 MAX_COINCIDENCE_IN_TURN = 0.35
+MAX_COINCIDENCE_IN_PLACE = 0.45  # at the same displacements of the probe
 MAX_DIFFERENCE_OF_LIKE = 0.15  # from there on fragments may coincide no more than MAX_COINCIDENCE
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
 MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
@@ -44,7 +46,7 @@ MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls 
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
 
 
-def link_fragments(sorting, templates, duration_s):
+def link_fragments(sorting, templates, duration_s, displacement_um=None):
     """
     Find the units that are fragments of one neuron.
 
@@ -55,6 +57,8 @@ def link_fragments(sorting, templates, duration_s):
     templates : spikeinterface.core.Templates
     duration_s : list of float
         Of every segment.
+    displacement_um : None | sequence of float, default: None
+        Displacement of the probe in stretches of the same length, if it is known.
 
     Returns
     -------
@@ -70,7 +74,10 @@ def link_fragments(sorting, templates, duration_s):
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         together = np.concatenate(parts)
         n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        if neurons[first] != neurons[second] and are_fragments(*trains, difference, n_others, duration_s):
+        if neurons[first] != neurons[second] and (
+            are_fragments(*trains, difference, n_others, duration_s)
+            or (difference <= MAX_DIFFERENCE and share_displacement(*trains, displacement_um, duration_s))
+        ):
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
@@ -199,6 +206,37 @@ def coincidence(first_s, second_s, duration_s, bin_s=MIN_BIN_S, max_bins=MAX_BIN
 def fire_in_turn(first_s, second_s, duration_s):
     """Whether two trains take turns of seconds."""
     return coincidence(first_s, second_s, duration_s, TURN_S, np.inf) < MAX_COINCIDENCE_IN_TURN
+
+
+def share_displacement(first_s, second_s, displacement_um, duration_s):
+    """
+    Whether two trains share the displacements of the probe among them, so that one hardly fires where the other does.
+
+    Drift may be as fast as behaviour, which makes neurons take turns, but hardly by displacement. The stretches of the
+    recording are put in its order, and the trains compared there.
+
+    Parameters
+    ----------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+        Times in s.
+    displacement_um : None | sequence of float
+        As for `link_fragments`.
+    duration_s : float
+
+    Returns
+    -------
+    share : bool
+        False where the displacement is not known.
+    """
+    if displacement_um is None:
+        return False
+    places = np.argsort(np.argsort(displacement_um, kind="stable"), kind="stable")
+    stretch_s = duration_s / len(places)
+    ordered = []
+    for times_s in (first_s, second_s):
+        stretches = np.minimum(times_s // stretch_s, len(places) - 1).astype(int)
+        ordered.append(times_s + (places[stretches] - stretches) * stretch_s)
+    return coincidence(*ordered, duration_s) < MAX_COINCIDENCE_IN_PLACE
 
 
 def respect_refractory_period(first_s, second_s, max_probability=MAX_PROBABILITY):

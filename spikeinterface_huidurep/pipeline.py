@@ -36,7 +36,7 @@ from spikeinterface_huidurep.matching import (
 )
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.missed import find_missed_units
-from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
+from spikeinterface_huidurep.preprocessing import DISPLACEMENT, filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.renewal import renew_templates
@@ -153,7 +153,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
-        neurons, spikes = link_fragments(sorting, templates, segment_durations(traces)), sorting.to_spike_vector()
+        neurons, spikes = link(sorting, templates, traces), sorting.to_spike_vector()
         labels = neurons[spikes["unit_index"]]
     kept = keep_frequent_units(labels, 1.0, duration_s, params) >= 0
     neuron_ids = sorting.unit_ids[neurons]
@@ -288,17 +288,19 @@ def find_neurons(sorting, templates, norms, traces):
     is_true : np.ndarray, bool, shape (n_spikes,)
         See `leftovers.find_true_spikes`.
     """
-    neurons = link_fragments(sorting, templates, segment_durations(traces))
+    neurons = link(sorting, templates, traces)
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
-    return link_fragments(without_leftovers, templates, segment_durations(traces)), shares, is_true
+    return link(without_leftovers, templates, traces), shares, is_true
 
 
-def segment_durations(traces):
-    """Duration of every segment, list of float in s."""
-    return [traces.get_num_samples(index) / traces.sampling_frequency for index in range(traces.get_num_segments())]
+def link(sorting, templates, traces):
+    """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
+    sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+    durations_s = [size / traces.sampling_frequency for size in sizes]
+    return link_fragments(sorting, templates, durations_s, traces.get_annotation(DISPLACEMENT, copy=False))
 
 
 @dataclass

@@ -30,6 +30,7 @@ MIN_CHANNELS_FOR_MOTION = 16  # on fewer, drift cannot be told from the neurons'
 MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along the probe
 MIN_DURATION_FOR_MOTION_S = 30.0
 MOTION_SMOOTHING = dict(histogram_depth_smooth_um=3.0, histogram_time_smooth_s=2.0)  # 1 of both is for many spikes
+DISPLACEMENT = "displacement_um"  # annotation of traces whose motion was corrected
 MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 
@@ -218,7 +219,16 @@ def whiten(recording, params, folder, job_kwargs):
     motion = decide_motion(filtered, params, folder / "motion", job_kwargs)
     if motion is not None:
         traces = InterpolateMotionRecording(traces, motion, border_mode="force_extrapolate")
+        annotate_displacement(traces, motion)
     return traces
+
+
+def annotate_displacement(traces, motion):
+    """Note on the traces where they have been moved from: DISPLACEMENT, mean over the depths, in um every second."""
+    if traces.get_num_segments() == 1:
+        times_s = np.arange(0.5, traces.get_total_duration(), 1.0)
+        displacement_um = np.interp(times_s, motion.temporal_bins_s[0], motion.displacement[0].mean(axis=1))
+        traces.annotate(**{DISPLACEMENT: displacement_um.tolist()})
 
 
 def decide_motion(recording, params, folder, job_kwargs):

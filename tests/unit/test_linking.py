@@ -28,6 +28,7 @@ from spikeinterface_huidurep.linking import (
     link_fragments,
     locate_templates,
     respect_refractory_period,
+    share_displacement,
 )
 from spikeinterface_huidurep.matching import make_sorting
 
@@ -128,6 +129,43 @@ def test_independent_neurons_take_no_turns(n_first, n_second):
     rng = np.random.default_rng(0)
     assert not any(
         fire_in_turn(DURATION_S * rng.random(n_first), DURATION_S * rng.random(n_second), DURATION_S) for _ in range(50)
+    )
+
+
+def draw_shares(is_first_at, displacement_um, n_spikes=600):
+    """Times of one neuron in stretches of 1 s, and which of them are of the first fragment by the displacement."""
+    times_s = np.sort(DURATION_S * np.random.default_rng(0).random(n_spikes))
+    return times_s, is_first_at(displacement_um[times_s.astype(int)])
+
+
+def test_fragments_that_share_the_displacements_of_fast_drift():
+    displacement_um = 20 * np.sin(np.arange(300.0))
+    times_s, is_first = draw_shares(lambda moved_um: moved_um > 5, displacement_um)
+    trains = times_s[is_first], times_s[~is_first]
+    assert coincidence(*trains, DURATION_S) > 0.9
+    assert share_displacement(*trains, displacement_um, DURATION_S)
+    assert not share_displacement(*trains, None, DURATION_S)
+    assert not share_displacement(*trains, np.roll(displacement_um, 80) ** 2, DURATION_S)
+    assert not share_displacement(*trains, np.zeros(300), DURATION_S)
+
+
+def test_neurons_that_take_turns_share_no_displacement():
+    """Behaviour silences one while the other fires, whatever the displacement."""
+    times_s, is_first = draw_turns(5.0)
+    displacement_um = np.random.default_rng(1).normal(size=300)
+    assert fire_in_turn(times_s[is_first], times_s[~is_first], DURATION_S)
+    assert not share_displacement(times_s[is_first], times_s[~is_first], displacement_um, DURATION_S)
+
+
+@pytest.mark.parametrize("n_first, n_second", [(14, 14), (30, 600), (300, 300)])
+def test_independent_neurons_share_no_displacement(n_first, n_second):
+    rng = np.random.default_rng(0)
+    displacement_um = np.cumsum(rng.normal(size=300))
+    assert not any(
+        share_displacement(
+            *(DURATION_S * rng.random(size) for size in (n_first, n_second)), displacement_um, DURATION_S
+        )
+        for _ in range(50)
     )
 
 
@@ -311,6 +349,15 @@ def test_templates_that_hardly_differ_are_two_neurons_if_they_fire_within_the_re
 def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
     sorting = make_trains(fire(600), fire(200, 0, 0.5), fire(200, 0.5, 1))
     assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [0, 1, 1]
+
+
+@pytest.mark.parametrize("size, n_neurons", [(5.6, 1), (3.0, 2)])
+def test_fragments_that_share_the_displacements_are_linked_if_alike(size, n_neurons):
+    displacement_um = 20 * np.sin(np.arange(300.0))
+    times_s, is_first = draw_shares(lambda moved_um: moved_um > 5, displacement_um)
+    sorting, templates = make_trains(times_s[is_first], times_s[~is_first]), make_units((10, 3, 0), (size, 3, 0))
+    assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1]
+    assert len(set(link_fragments(sorting, templates, [DURATION_S], displacement_um).tolist())) == n_neurons
 
 
 FAR_APART = [(10, 3, 0), (3, 3, 0)]  # these differ by half of the energy

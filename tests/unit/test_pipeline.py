@@ -17,8 +17,8 @@ from spikeinterface_huidurep.pipeline import (
     Clusters,
     find_neurons,
     find_units,
+    link,
     match_units,
-    segment_durations,
 )
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
@@ -66,11 +66,6 @@ def test_sorting_of_some_clusters_by_hand():
     assert spikes["segment_index"].tolist() == [0, 0, 0, 1]
     assert posteriors.dtype == np.float32
     np.testing.assert_allclose(posteriors, [0.01, 0.03, 0.0, 0.05])
-
-
-def test_durations_of_segments():
-    segments = [np.zeros((n_samples, 1), "float32") for n_samples in (30_000, 1500)]
-    assert segment_durations(NumpyRecording(segments, SAMPLING_FREQUENCY)) == [1.0, 0.05]
 
 
 def test_linear_algebra_uses_one_thread(tmp_path, monkeypatch):
@@ -273,6 +268,25 @@ def test_units_stay_where_their_parts_can_be_none(tmp_path):
 
 
 # --- neurons ---
+
+
+@pytest.mark.parametrize("displacement_um, n_neurons", [(None, 2), ([0.0, 10.0] * 150, 1)])
+def test_neurons_are_linked_by_what_is_known_of_the_traces(displacement_um, n_neurons):
+    """The probe moves to and fro each second, and the spikes from one template to the other."""
+    times_s = np.random.default_rng(0).uniform(0, DURATION_S, 3000)
+    is_first = times_s.astype(int) % 2 == 0
+    sorting, templates = make_trains(times_s[is_first], times_s[~is_first]), make_units((10, 3, 0), (5.6, 3, 0))
+    traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
+    if displacement_um:
+        traces.annotate(displacement_um=displacement_um)
+    assert len(set(link(sorting, templates, traces).tolist())) == n_neurons
+
+
+def test_the_second_segment_begins_where_the_first_ends():
+    sorting = make_trains(fire(200, 0, 0.2), fire(800, 0, 0.8), segments=[0, 1])
+    sizes = [int(share * DURATION_S * SAMPLING_FREQUENCY) for share in (0.2, 0.8)]
+    traces = NumpyRecording([np.zeros((size, 1), "float32") for size in sizes], SAMPLING_FREQUENCY)
+    assert link(sorting, make_units((10, 3, 0), (5.6, 3, 0)), traces).tolist() == [1, 1]
 
 
 def test_leftovers_do_not_hide_that_fragments_take_turns():

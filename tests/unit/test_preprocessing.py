@@ -14,6 +14,7 @@ from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface_huidurep import preprocessing
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
+    DISPLACEMENT,
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
     MOTION_SMOOTHING,
@@ -336,9 +337,20 @@ def test_traces_are_moved_back_only_by_a_motion(estimates, tmp_path):
     estimates.append(make_motion(np.full((2, 1), 20.0)))  # one channel
     moved = whiten(recording, SorterParams(apply_motion_correction=True), tmp_path, JOB_KWARGS)
     assert isinstance(moved, InterpolateMotionRecording)
+    assert DISPLACEMENT not in still.get_annotation_keys()
     inside = slice(1000, -1000)
     similar = np.corrcoef(moved.get_traces()[inside].T, still.get_traces()[inside].T)[:4, 4:]
     assert np.argmax(similar[:3], axis=1).tolist() == [1, 2, 3]  # where the tissue is that the channel saw
+
+
+@pytest.mark.parametrize("mode", ["no-cache", "memory", "folder"])
+def test_where_the_traces_have_been_moved_from_is_noted(mode, estimates, tmp_path):
+    displacement_um = np.array([[0.0, 10.0], [20.0, 30.0]])  # of two depths at the first and at the last second
+    estimates.append(Motion([displacement_um], [np.array([0.5, 2.5])], np.array([0.0, 60.0])))
+    params = SorterParams(apply_motion_correction=True, cache_preprocessing_mode=mode)
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 90_000, 4))
+    traces, _ = preprocess(recording, params, tmp_path, JOB_KWARGS)
+    assert traces.get_annotation(DISPLACEMENT) == [5.0, 15.0, 25.0]
 
 
 # --- the whole step ---
