@@ -10,6 +10,7 @@ from spikeinterface.sortingcomponents.peak_selection import select_peaks
 from spikeinterface.sortingcomponents.tools import get_prototype_and_waveforms_from_peaks
 
 from spikeinterface_huidurep.restlessness import measure_restlessness
+from spikeinterface_huidurep.whitening import list_segment_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -204,7 +205,7 @@ def choose_noise_chunks(traces, seed):
         For `spikeinterface.core.get_random_data_chunks`. Of many channels or segments it reads no more values than of
         FULL_CHUNK_CHANNELS in one segment; where a short segment makes all chunks short, it reads more of them.
     """
-    sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+    sizes = list_segment_sizes(traces)
     share = min(1.0, FULL_CHUNK_CHANNELS / traces.get_num_channels())
     full_size = int(share * NOISE_CHUNK_S * traces.sampling_frequency)
     n_wanted = NOISE_CHUNKS * full_size  # samples
@@ -215,7 +216,7 @@ def choose_noise_chunks(traces, seed):
 
 def _random_slices(traces, seed):
     """Slices (segment_index, start, stop); segments shorter than a slice are left out, unless all are."""
-    sizes = np.array([traces.get_num_samples(index) for index in range(traces.get_num_segments())])
+    sizes = np.array(list_segment_sizes(traces))
     slice_size = min(int(PROTOTYPE_SLICE_S * traces.sampling_frequency), sizes.max())
     segment_indices = np.flatnonzero(sizes >= slice_size)
     n_slices = max(1, PROTOTYPE_SLICES // len(segment_indices))

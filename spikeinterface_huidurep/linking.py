@@ -57,32 +57,31 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None):
     templates : spikeinterface.core.Templates
     duration_s : list of float
         Of every segment.
-    displacement_um : None | sequence of float, default: None
-        Displacement of the probe in stretches of the same length, if it is known.
+    displacement_um : None | sequence of float, shape (n_stretches,), default: None
+        Of the probe in stretches of the recording of the same length, if it is known.
 
     Returns
     -------
     neurons : np.ndarray, int64, shape (n_units,)
         Index of the neuron of every unit: the index of the fragment with most spikes.
     """
-    times_s, duration_s = _concatenate_times(sorting, duration_s), sum(duration_s)
-    n_stretches = max(1, int(duration_s / MIN_BIN_S))
-    counts = np.array([np.histogram(times, n_stretches, range=(0, duration_s))[0] for times in times_s])
+    times_s, total_s = _concatenate_times(sorting, duration_s), sum(duration_s)
+    n_stretches = max(1, int(total_s / MIN_BIN_S))
+    counts = np.array([np.histogram(times, n_stretches, range=(0, total_s))[0] for times in times_s])
     neurons = np.arange(len(times_s))
     for difference, first, second in sorted(find_alike_templates(templates)):
+        if neurons[first] == neurons[second]:
+            continue
         parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         together = np.concatenate(parts)
         n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        if neurons[first] != neurons[second] and (
-            are_fragments(*trains, difference, n_others, duration_s)
-            or (difference <= MAX_DIFFERENCE and share_displacement(*trains, displacement_um, duration_s))
-        ):
+        if are_fragments(*trains, difference, n_others, displacement_um, total_s):
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
 
-def are_fragments(first_s, second_s, difference, n_others, duration_s):
+def are_fragments(first_s, second_s, difference, n_others, displacement_um, duration_s):
     """
     Whether two trains are fragments of one neuron.
 
@@ -94,6 +93,8 @@ def are_fragments(first_s, second_s, difference, n_others, duration_s):
         Of their templates, as a share of the energy.
     n_others : np.ndarray, int, shape (n_stretches,)
         Spikes of other units in stretches of the recording of the same length.
+    displacement_um : None | sequence of float
+        As for `link_fragments`.
     duration_s : float
 
     Returns
@@ -106,6 +107,7 @@ def are_fragments(first_s, second_s, difference, n_others, duration_s):
         coincidence(*active) < limit_coincidence(difference)
         or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*active))
         or (difference <= MAX_DIFFERENCE and respect_refractory_period(first_s, second_s, max_probability))
+        or (difference <= MAX_DIFFERENCE and share_displacement(first_s, second_s, displacement_um, duration_s))
     )
 
 

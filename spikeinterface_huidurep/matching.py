@@ -6,6 +6,8 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 from spikeinterface.sortingcomponents.tools import clean_templates, compute_sparsity_from_peaks_and_label
 
+from spikeinterface_huidurep.whitening import list_segment_sizes
+
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
@@ -135,7 +137,7 @@ def average_spikes(traces, sorting, nbefore, nafter, sparsity_mask, job_kwargs):
 
 def move_inside(peaks, traces):
     """Put peaks that a lag moved beyond an end of their segment on its first or last sample, in place."""
-    n_samples = np.array([traces.get_num_samples(index) for index in range(traces.get_num_segments())])
+    n_samples = np.array(list_segment_sizes(traces))
     peaks["sample_index"] = np.clip(peaks["sample_index"], 0, n_samples[peaks["segment_index"]] - 1)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import scipy.fft
 from scipy.linalg import cholesky, solve_triangular
 
-from spikeinterface_huidurep.whitening import read_random_chunks
+from spikeinterface_huidurep.whitening import list_segment_sizes, read_random_chunks
 
 BLOCK_SIZE = 512  # samples, far more than a waveform has
 MAX_BLOCKS = 400
@@ -89,7 +89,7 @@ class Noise:
     def _levels(self):
         """Samples of a bin, bins of each segment, and median sizes of the traces in each bin (n_bins, n_channels)."""
         traces, rate = self.traces, self.traces.sampling_frequency
-        n_samples = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
+        n_samples = list_segment_sizes(traces)
         bin_size = int(max(LEVEL_BIN_S * rate, sum(n_samples) / MAX_LEVEL_BINS))
         starts = [range(0, max(stop - bin_size // 2, 1), bin_size) for stop in n_samples]
         # all channels by name: a segment that was selected once may not know how many there are

@@ -49,6 +49,7 @@ from spikeinterface_huidurep.results import (
 )
 from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
 from spikeinterface_huidurep.waveforms import Neighborhoods
+from spikeinterface_huidurep.whitening import list_segment_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -298,8 +299,7 @@ def find_neurons(sorting, templates, norms, traces):
 
 def link(sorting, templates, traces):
     """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
-    sizes = [traces.get_num_samples(index) for index in range(traces.get_num_segments())]
-    durations_s = [size / traces.sampling_frequency for size in sizes]
+    durations_s = [size / traces.sampling_frequency for size in list_segment_sizes(traces)]
     return link_fragments(sorting, templates, durations_s, traces.get_annotation(DISPLACEMENT, copy=False))
 
 

@@ -224,9 +224,10 @@ def whiten(recording, params, folder, job_kwargs):
 
 
 def annotate_displacement(traces, motion):
-    """Note on the traces where they have been moved from: DISPLACEMENT, mean over the depths, in um every second."""
+    """Note on the traces where they have been moved from: DISPLACEMENT in um of about every second, all depths."""
     if traces.get_num_segments() == 1:
-        times_s = np.arange(0.5, traces.get_total_duration(), 1.0)
+        n_stretches = max(1, round(traces.get_total_duration()))
+        times_s = (np.arange(n_stretches) + 0.5) * traces.get_total_duration() / n_stretches
         displacement_um = np.interp(times_s, motion.temporal_bins_s[0], motion.displacement[0].mean(axis=1))
         traces.annotate(**{DISPLACEMENT: displacement_um.tolist()})
 

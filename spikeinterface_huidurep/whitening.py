@@ -170,7 +170,7 @@ def read_random_chunks(recording, seed):
     -------
     chunks : list of np.ndarray, float32, each of shape (n_samples, n_channels)
     """
-    sizes = np.array([recording.get_num_samples(index) for index in range(recording.get_num_segments())])
+    sizes = np.array(list_segment_sizes(recording))
     chunk_size = int(min(ESTIMATE_CHUNK_S * recording.sampling_frequency, sizes.max()))
     affordable = ESTIMATE_MAX_VALUES // (chunk_size * recording.get_num_channels())
     kept = np.flatnonzero(sizes >= chunk_size)
@@ -189,6 +189,11 @@ def read_random_chunks(recording, seed):
         seed=seed,
     )
     return [chunk.astype("float32", copy=False) for chunk in chunks]
+
+
+def list_segment_sizes(recording):
+    """Number of samples of every segment, list of int."""
+    return [recording.get_num_samples(index) for index in range(recording.get_num_segments())]
 
 
 def whitening_matrix(chunks, distances_um, radius_um, sampling_frequency):

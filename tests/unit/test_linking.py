@@ -132,15 +132,15 @@ def test_independent_neurons_take_no_turns(n_first, n_second):
     )
 
 
-def draw_shares(is_first_at, displacement_um, n_spikes=600):
-    """Times of one neuron in stretches of 1 s, and which of them are of the first fragment by the displacement."""
+def draw_places(displacement_um, n_spikes=600):
+    """Times of one neuron, and which of them are at displacements, one a second, of more than 5 um."""
     times_s = np.sort(DURATION_S * np.random.default_rng(0).random(n_spikes))
-    return times_s, is_first_at(displacement_um[times_s.astype(int)])
+    return times_s, displacement_um[times_s.astype(int)] > 5
 
 
 def test_fragments_that_share_the_displacements_of_fast_drift():
     displacement_um = 20 * np.sin(np.arange(300.0))
-    times_s, is_first = draw_shares(lambda moved_um: moved_um > 5, displacement_um)
+    times_s, is_first = draw_places(displacement_um)
     trains = times_s[is_first], times_s[~is_first]
     assert coincidence(*trains, DURATION_S) > 0.9
     assert share_displacement(*trains, displacement_um, DURATION_S)
@@ -354,7 +354,7 @@ def test_a_neuron_that_fires_all_the_time_takes_no_fragment():
 @pytest.mark.parametrize("size, n_neurons", [(5.6, 1), (3.0, 2)])
 def test_fragments_that_share_the_displacements_are_linked_if_alike(size, n_neurons):
     displacement_um = 20 * np.sin(np.arange(300.0))
-    times_s, is_first = draw_shares(lambda moved_um: moved_um > 5, displacement_um)
+    times_s, is_first = draw_places(displacement_um)
     sorting, templates = make_trains(times_s[is_first], times_s[~is_first]), make_units((10, 3, 0), (size, 3, 0))
     assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1]
     assert len(set(link_fragments(sorting, templates, [DURATION_S], displacement_um).tolist())) == n_neurons

@@ -282,6 +282,12 @@ def test_neurons_are_linked_by_what_is_known_of_the_traces(displacement_um, n_ne
     assert len(set(link(sorting, templates, traces).tolist())) == n_neurons
 
 
+def test_durations_of_segments(monkeypatch):
+    monkeypatch.setattr(pipeline, "link_fragments", lambda *arguments: arguments)
+    segments = [np.zeros((n_samples, 1), "float32") for n_samples in (30_000, 1500)]
+    assert link(None, None, NumpyRecording(segments, SAMPLING_FREQUENCY))[2] == [1.0, 0.05]
+
+
 def test_the_second_segment_begins_where_the_first_ends():
     sorting = make_trains(fire(200, 0, 0.2), fire(800, 0, 0.8), segments=[0, 1])
     sizes = [int(share * DURATION_S * SAMPLING_FREQUENCY) for share in (0.2, 0.8)]

@@ -18,6 +18,7 @@ from spikeinterface_huidurep.preprocessing import (
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
     MOTION_SMOOTHING,
+    annotate_displacement,
     can_show_motion,
     check_finite,
     choose_motion_kwargs,
@@ -351,6 +352,14 @@ def test_where_the_traces_have_been_moved_from_is_noted(mode, estimates, tmp_pat
     recording = make_recording(coloured_noise(np.random.default_rng(0), 90_000, 4))
     traces, _ = preprocess(recording, params, tmp_path, JOB_KWARGS)
     assert traces.get_annotation(DISPLACEMENT) == [5.0, 15.0, 25.0]
+
+
+def test_displacement_is_that_of_stretches_of_the_same_length():
+    motion = Motion([np.array([[0.0], [30.0]])], [np.array([0.0, 3.0])], np.array([0.0]))
+    for n_samples, wanted_um in ((9000, [1.5]), (78_000, [13 / 3, 13.0, 65 / 3])):
+        recording = make_recording(np.zeros((n_samples, 1)))
+        annotate_displacement(recording, motion)
+        np.testing.assert_allclose(recording.get_annotation(DISPLACEMENT), wanted_um)
 
 
 # --- the whole step ---
