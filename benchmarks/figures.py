@@ -120,10 +120,7 @@ def plot_costs(runs):
             axis.plot(index, table[name].median(), "_", color="tab:red", markersize=24, markeredgewidth=2)
         axis.set_xticks(range(table.shape[1]), table.columns, rotation=60, ha="right", rotation_mode="anchor")
         axis.axhline(1.0, color="0.5", linewidth=0.8)
-        axis.set_yscale("log")
-        axis.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axis.yaxis.set_major_formatter("{x:g}")
-        axis.yaxis.set_minor_formatter(NullFormatter())
+        axis.set_ylim(bottom=0)
         axis.set_title(title, fontsize=10)
         axis.grid(axis="y", color="0.9")
     return figure
