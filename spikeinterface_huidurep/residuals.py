@@ -32,6 +32,8 @@ MIN_MEDIAN_SIZE = 5.25  # SD of noise at their times; of the spikes of a unit th
 MIN_SHARE_AROUND = 0.5  # of the energy that the best neighbourhood has, around the main channel of a template
 MIN_NORM = 1e-6  # of two waveforms that are the same there is no difference to filter by
 BLOCK_SIZE = 10_000  # spikes read at a time
+N_SHAPES = 5  # templates are made of, but for 2 % of their energy
+MIN_WAVEFORMS = 20  # of a template on a channel each; fewer do not tell what shapes there are
 
 
 @dataclass
@@ -55,6 +57,16 @@ class Residuals:
     def measure_norms(self):
         """Norms of the templates, shape (n_units,) in noise SD."""
         return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2)))
+
+    def find_shapes(self):
+        """Shapes in time that templates are made of on each channel, orthonormal (N_SHAPES, n_samples); or None."""
+        templates = self.waveforms[:, self.window]
+        norms = np.linalg.norm(templates, axis=(1, 2), keepdims=True)
+        waveforms = (templates / np.maximum(norms, MIN_NORM)).transpose(0, 2, 1)
+        waveforms = waveforms[np.any(waveforms != 0, axis=2)]
+        if len(waveforms) < MIN_WAVEFORMS:
+            return None
+        return np.linalg.svd(waveforms, full_matrices=False)[2][:N_SHAPES]
 
     def locate_templates(self):
         """Centres of mass of the squared peak-to-peak amplitudes of the templates, shape (n_units, 2) in um."""

@@ -6,6 +6,10 @@ them along the template and its derivatives, and change slowly while the probe d
 alike; both are taken out before the modes are counted. So is the colour of the noise, which hides small differences. A
 mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
 collisions are.
+
+In a weak unit of fewer spikes than dimensions there is more noise in all of these than difference in one. Neurons
+differ in few: on each channel they are made of the shapes in time that all templates are made of. Among these two weak
+neurons show, and where nothing drifts nothing else of a weak unit does, so that a smaller gap is enough.
 """
 
 import numpy as np
@@ -32,10 +36,12 @@ MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions 
 MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
 MIN_FAR_SPIKES = 60  # few are far away by chance
 N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
+MAX_NORM_OF_WEAK = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
+MAX_SEPARATION_OF_WEAK = 3.6  # SD; as MAX_SEPARATION; the halves of a uniform distribution are 3.5 apart
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
 
 
-def split_unit(residuals, waveform, whitener, threshold, seed):
+def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     """
     Tell the neurons in one unit apart.
 
@@ -47,6 +53,8 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
         The template that was taken away.
     whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
         Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
+    shapes : np.ndarray | None, float32, shape (n_shapes, n_samples)
+        What neurons are made of on each channel, see `Residuals.find_shapes`; None where waveforms change otherwise.
     threshold : float
         Dip score from which on there is a gap between two neurons.
     seed : int
@@ -61,6 +69,9 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
     vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
+    max_separation = MAX_SEPARATION
+    if shapes is not None and n_spikes < waveform.size and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
+        vectors, max_separation = vectors @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
     features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
     with threadpool_limits(1):
         responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
@@ -69,7 +80,27 @@ def split_unit(residuals, waveform, whitener, threshold, seed):
     if len(likely) < 2:
         return np.zeros(n_spikes, dtype="int64")
     parts = sharpen_parts(vectors, responsibilities[:, likely].argmax(axis=1))
-    return join_parts(vectors, parts, threshold)
+    return join_parts(vectors, parts, threshold, max_separation)
+
+
+def find_differences(shapes, whitener):
+    """
+    Directions in which whitened waveforms of neurons differ.
+
+    Parameters
+    ----------
+    shapes : np.ndarray, float32, shape (n_shapes, n_samples)
+        Of neurons on any channel.
+    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
+
+    Returns
+    -------
+    directions : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_shapes)
+        Orthonormal.
+    """
+    n_channels = len(whitener) // shapes.shape[1]
+    directions, _ = np.linalg.qr((np.kron(np.eye(n_channels), shapes) @ whitener).T)
+    return directions.astype("float32")
 
 
 def find_likely_neurons(vectors, parts, counts):
@@ -204,7 +235,7 @@ def sharpen_part(vectors, is_part):
     return is_part
 
 
-def join_parts(vectors, parts, threshold):
+def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
     """
     Join the parts between which there is no gap, those with the lowest dip score first.
 
@@ -216,6 +247,8 @@ def join_parts(vectors, parts, threshold):
     parts : np.ndarray, int64, shape (n_spikes,)
     threshold : float
         Dip score from which on there is a gap.
+    max_separation : float, default: MAX_SEPARATION
+        In SD; parts beyond it stay apart.
 
     Returns
     -------
@@ -228,7 +261,7 @@ def join_parts(vectors, parts, threshold):
         samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
         scores = {
             (first, second): score_pair(
-                samples[first], samples[second], (len(members[first]), len(members[second])), MAX_SEPARATION
+                samples[first], samples[second], (len(members[first]), len(members[second])), max_separation
             )
             for second in range(len(labels))
             for first in range(second)

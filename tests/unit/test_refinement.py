@@ -8,6 +8,7 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import joining, refinement
 from spikeinterface_huidurep.clustering import MIN_SPIKES
+from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.refinement import (
     MIN_EXCESS,
     MIN_SHARPENING,
@@ -138,6 +139,21 @@ def test_units_are_split_and_joined(matched):
     channels = {label: set(refined.peaks["channel_index"][refined.labels == label]) for label in (43, 44)}
     assert channels[43] == channels[44] == {residuals.main_channels[0]}
     assert set(refined.peaks["channel_index"][refined.labels == 45]) == {7}
+
+
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_shapes_count_only_where_no_drift_was_corrected(is_corrected, monkeypatch):
+    residuals, members = make_residuals([SHAPE] * 6, [1] * 6)
+    if is_corrected:
+        residuals.noise.traces.annotate(**{DISPLACEMENT: [0.0, 1.0]})
+    given = []
+    monkeypatch.setattr(
+        refinement, "split_unit", lambda *arguments: given.append(arguments[3]) or np.zeros(len(arguments[0]), int)
+    )
+    refinement._split_units(refinement._Changes(), residuals, members, THRESHOLD, 0)
+    assert len(given) == 6
+    for shapes in given:
+        assert shapes is None if is_corrected else np.array_equal(shapes, residuals.find_shapes())
 
 
 def test_of_many_spikes_some_are_looked_at_and_all_are_counted(matched, monkeypatch):

@@ -10,6 +10,7 @@ from spikeinterface_huidurep.merging import MAX_LAG
 from spikeinterface_huidurep.residuals import (
     MAX_DEFICIT,
     MIN_MEDIAN_SIZE,
+    N_SHAPES,
     NOISE_SIZE,
     extract_residuals,
     find_main_channels,
@@ -111,6 +112,21 @@ def test_channels_are_the_neighbors_in_ascending_order(tmp_path):
     residuals = extract(traces, sorting, templates, tmp_path)
     assert residuals.main_channels.tolist() == [4, 0, 2]
     assert [residuals.find_channels(index).tolist() for index in range(3)] == [[3, 4], [0, 1], [1, 2, 3]]
+
+
+def test_shapes_are_what_templates_are_made_of(tmp_path):
+    residuals = extract(*make_case(), tmp_path)
+    rng = np.random.default_rng(0)
+    n_samples = residuals.window.stop - residuals.window.start
+    true_shapes = np.linalg.qr(rng.normal(size=(n_samples, N_SHAPES)))[0].T
+    residuals.waveforms = np.zeros((8, residuals.waveforms.shape[1], 6), dtype="float32")
+    residuals.waveforms[:, residuals.window, :3] = np.moveaxis(rng.normal(size=(8, 3, N_SHAPES)) @ true_shapes, 2, 1)
+    residuals.waveforms[0] *= 1000  # a large template counts no more than a small one
+    shapes = residuals.find_shapes()
+    np.testing.assert_allclose(shapes @ shapes.T, np.eye(N_SHAPES), atol=1e-5)
+    np.testing.assert_allclose(true_shapes @ shapes.T @ shapes, true_shapes, atol=1e-4)
+    residuals.waveforms[6:] = 0  # 18 waveforms are left
+    assert residuals.find_shapes() is None
 
 
 def test_waveforms_are_the_templates_on_the_channels_asked_for(tmp_path):

@@ -11,9 +11,11 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
+    MAX_NORM_OF_WEAK,
     MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
+    find_differences,
     find_likely_neurons,
     find_variation,
     is_neuron,
@@ -51,9 +53,9 @@ def split(spikes, rng, threshold=THRESHOLD):
     return parts
 
 
-def split_white(residuals, waveform, threshold=THRESHOLD):
+def split_white(residuals, waveform, threshold=THRESHOLD, shapes=None):
     """`split_unit` where the noise is white already."""
-    return split_unit(residuals, waveform, np.eye(waveform.size, dtype="float32"), threshold, seed=0)
+    return split_unit(residuals, waveform, np.eye(waveform.size, dtype="float32"), shapes, threshold, seed=0)
 
 
 def measure_purity(parts, truth):
@@ -193,7 +195,7 @@ def test_two_neurons_that_differ_where_there_is_little_noise_are_told_apart():
     noise = np.stack([smooth[start : start + N_SAMPLES].T for start in starts])
     residuals = (noise + (truth - truth.mean())[:, None, None] * ripple).astype("float32")
     waveform = (SIZES * pulse()).astype("float32")
-    parts = split_unit(residuals, waveform, whitener, THRESHOLD, seed=0)
+    parts = split_unit(residuals, waveform, whitener, None, THRESHOLD, seed=0)
     assert measure_purity(parts, truth.astype("int64")) > 0.97
     assert not split_white(residuals, waveform).any()
 
@@ -203,6 +205,69 @@ def test_a_high_threshold_splits_only_what_is_far_apart(difference, n_parts):
     rng = np.random.default_rng(0)
     truth = np.arange(400) % 2
     assert split(mix(truth, difference), rng, threshold=1e6).max() + 1 == n_parts
+
+
+# --- weak units ---
+
+SHAPES = np.linalg.svd([pulse(width=width) for width in (3.0, 5.0, 8.0)], full_matrices=False)[2].astype("float32")
+N_WEAK_CHANNELS = 12
+
+
+def make_weak_unit(rng, truth, variation=0.0):
+    """
+    Two neurons 4.6 SD apart in 756 dimensions, in a unit of norm 10.
+
+    `variation` moves each spike along their difference by up to as many SD.
+    """
+    sizes, other_sizes = (rng.uniform(0, 1, (N_WEAK_CHANNELS, 1)) for _ in range(2))
+    waveform, other = sizes * pulse(), other_sizes * pulse(width=4.0)
+    waveform = 10 * waveform / np.linalg.norm(waveform)
+    difference = other - waveform * np.sum(other * waveform) / np.sum(waveform**2)
+    along = 4.6 * (truth - truth.mean()) + variation * rng.uniform(-1, 1, len(truth))
+    spikes = along[:, None, None] * difference / np.linalg.norm(difference)
+    return (spikes + rng.normal(size=spikes.shape)).astype("float32"), waveform.astype("float32")
+
+
+def draw_two(rng, n_spikes, n_second):
+    return (rng.permutation(n_spikes) < n_second).astype("int64")
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_rare_weak_neurons_are_told_apart_by_the_shapes_that_neurons_have(seed):
+    rng = np.random.default_rng(seed)
+    truth = draw_two(rng, 200, 60)
+    residuals, waveform = make_weak_unit(rng, truth)
+    parts = split_white(residuals, waveform, shapes=SHAPES)
+    assert parts.max() == 1 and measure_purity(parts, truth) > 0.95
+    assert not split_white(residuals, waveform).any()  # there is more noise than difference in all dimensions
+
+
+@pytest.mark.parametrize("variation", [0.0, 3.0, 6.0])
+@pytest.mark.parametrize("n_spikes", [60, 200, 700])
+def test_one_weak_neuron_stays_one(n_spikes, variation):
+    residuals, waveform = make_weak_unit(np.random.default_rng(0), np.zeros(n_spikes), variation)
+    assert not split_white(residuals, waveform, shapes=SHAPES).any()
+
+
+@pytest.mark.parametrize(("size", "n_channels"), [(1.01, N_WEAK_CHANNELS), (0.5, 3)])
+def test_strong_units_and_frequent_ones_are_looked_at_in_all_dimensions(size, n_channels):
+    rng = np.random.default_rng(0)
+    residuals, waveform = make_weak_unit(rng, draw_two(rng, 200, 60))
+    residuals, waveform = residuals[:, :n_channels], waveform[:n_channels]
+    waveform = waveform * size * MAX_NORM_OF_WEAK / np.linalg.norm(waveform)
+    with_shapes, without = (split_white(residuals, waveform, shapes=shapes) for shapes in (SHAPES, None))
+    np.testing.assert_array_equal(with_shapes, without)
+
+
+def test_differences_hold_the_shapes_on_every_channel_and_nothing_else():
+    rng = np.random.default_rng(0)
+    whitener = np.tril(rng.normal(size=(3 * N_SAMPLES, 3 * N_SAMPLES)) * 0.05 + np.eye(3 * N_SAMPLES)).astype("float32")
+    directions = find_differences(SHAPES, whitener)
+    assert directions.shape == (3 * N_SAMPLES, 3 * len(SHAPES))
+    np.testing.assert_allclose(directions.T @ directions, np.eye(9), atol=1e-5)
+    waveform = rng.normal(size=(3, len(SHAPES))) @ SHAPES
+    whitened = waveform.reshape(-1) @ whitener
+    np.testing.assert_allclose(directions @ (directions.T @ whitened), whitened, atol=1e-4)
 
 
 # --- parts ---
