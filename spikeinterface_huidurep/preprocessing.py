@@ -1,9 +1,10 @@
 """From the raw recording to traces in which noise is white, with unit SD on every channel."""
 
+import itertools
 import logging
 
 import numpy as np
-from spikeinterface.core import get_noise_levels
+from spikeinterface.core import append_recordings, concatenate_recordings, get_noise_levels
 from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, scale
 from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
@@ -12,6 +13,7 @@ from spikeinterface.sortingcomponents.tools import cache_preprocessing
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
+    list_segment_sizes,
     noise_levels,
     read_random_chunks,
     spatial_whiten,
@@ -216,20 +218,39 @@ def whiten(recording, params, folder, job_kwargs):
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)
     traces = spatial_whiten(traces, params.whitening_radius_um, seed=params.seed)
-    motion = decide_motion(filtered, params, folder / "motion", job_kwargs)
-    if motion is not None:
-        traces = InterpolateMotionRecording(traces, motion, border_mode="force_extrapolate")
-        annotate_displacement(traces, motion)
-    return traces
+    motion = decide_motion(join_segments(filtered), params, folder / "motion", job_kwargs)
+    return traces if motion is None else move_back(traces, motion)
 
 
-def annotate_displacement(traces, motion):
-    """Note on the traces where they have been moved from: DISPLACEMENT in um of about every second, all depths."""
-    if traces.get_num_segments() == 1:
-        n_stretches = max(1, round(traces.get_total_duration()))
-        times_s = (np.arange(n_stretches) + 0.5) * traces.get_total_duration() / n_stretches
-        displacement_um = np.interp(times_s, motion.temporal_bins_s[0], motion.displacement[0].mean(axis=1))
-        traces.annotate(**{DISPLACEMENT: displacement_um.tolist()})
+def join_segments(recording):
+    """All segments as one, with times from 0 on whatever those of the recording are."""
+    return concatenate_recordings([recording])
+
+
+def move_back(traces, motion):
+    """
+    Interpolate the traces to where the tissue was.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    motion : spikeinterface.core.motion.Motion
+        Of the joined segments.
+
+    Returns
+    -------
+    moved : BaseRecording
+        Lazy, in the segments of `traces`. Its annotation DISPLACEMENT says where the tissue was: in um, of about every
+        second of the joined segments, mean over all depths.
+    """
+    joined = InterpolateMotionRecording(join_segments(traces), motion, border_mode="force_extrapolate")
+    edges = np.cumsum([0, *list_segment_sizes(traces)])
+    moved = append_recordings([joined.frame_slice(start, stop) for start, stop in itertools.pairwise(edges)])
+    n_stretches = max(1, round(joined.get_total_duration()))
+    times_s = (np.arange(n_stretches) + 0.5) * joined.get_total_duration() / n_stretches
+    displacement_um = np.interp(times_s, motion.temporal_bins_s[0], motion.displacement[0].mean(axis=1))
+    moved.annotate(**{DISPLACEMENT: displacement_um.tolist()})
+    return moved
 
 
 def decide_motion(recording, params, folder, job_kwargs):
@@ -248,7 +269,7 @@ def decide_motion(recording, params, folder, job_kwargs):
     if params.apply_motion_correction != "auto":
         return estimate_motion(recording, params, folder, job_kwargs) if params.apply_motion_correction else None
     if not can_show_motion(recording):
-        logger.info("drift is not estimated: too few channels, several segments, or too short a probe or recording")
+        logger.info("drift is not estimated: too few channels, or too short a probe or recording")
         return None
     try:
         motion = estimate_motion(recording, params, folder, job_kwargs)
@@ -262,10 +283,9 @@ def decide_motion(recording, params, folder, job_kwargs):
 
 
 def can_show_motion(recording):
-    """Whether the probe is long enough, and the recording, to estimate drift; SpikeInterface wants a single segment."""
+    """Whether the probe is long enough, and the recording, to estimate drift."""
     return (
-        recording.get_num_segments() == 1
-        and recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
+        recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
         and np.ptp(recording.get_channel_locations()[:, 1]) >= MIN_DEPTH_FOR_MOTION_UM
         and recording.get_total_duration() >= MIN_DURATION_FOR_MOTION_S
     )
@@ -273,7 +293,7 @@ def can_show_motion(recording):
 
 def measure_drift(motion):
     """Range of the displacement in um, from its 5th to its 95th percentile, at the depth where it is largest."""
-    displacement = np.concatenate(motion.displacement)  # (n_times, n_depths)
+    displacement = motion.displacement[0]  # (n_times, n_depths)
     return float(np.ptp(np.percentile(displacement, [5, 95], axis=0), axis=0).max())
 
 
@@ -299,7 +319,7 @@ def estimate_motion(recording, params, folder, job_kwargs):
     Parameters
     ----------
     recording : BaseRecording
-        Band-pass filtered.
+        Band-pass filtered, one segment.
     params : SorterParams
     folder : Path
         Gets the estimate, for `spikeinterface.preprocessing.load_motion_info`.

@@ -59,7 +59,7 @@ class Residuals:
         return np.sqrt(np.sum(self.waveforms**2, axis=(1, 2)))
 
     def find_shapes(self):
-        """Shapes in time that templates are made of on each channel, orthonormal (N_SHAPES, n_samples); or None."""
+        """Shapes in time that templates are made of, orthonormal, float32 (N_SHAPES, n_samples); None of too few."""
         templates = self.waveforms[:, self.window]
         norms = np.linalg.norm(templates, axis=(1, 2), keepdims=True)
         waveforms = (templates / np.maximum(norms, MIN_NORM)).transpose(0, 2, 1)

@@ -47,11 +47,17 @@ def test_recording_whitened_elsewhere(sort, tetrode):
     assert np.sum(compute_accuracies(tetrode[1], sorting) >= 0.8) >= 3
 
 
-def test_motion_correction(sort, tmp_path):
-    recording, sorting_true = make_ground_truth(tmp_path / "recording", num_channels=16, num_units=6)
+@pytest.mark.parametrize("durations", [(10.0,), (4.0, 6.0)])
+def test_motion_correction(sort, tmp_path, durations):
+    recording, sorting_true = make_ground_truth(tmp_path / "recording", 16, 6, durations)
     sorting = sort(recording, apply_motion_correction=True)
+    assert sorting.get_num_segments() == len(durations)
     assert np.sum(compute_accuracies(sorting_true, sorting) >= 0.8) >= 5
     assert (tmp_path / "out0/sorter_output/motion").is_dir()
+
+
+def test_motion_that_cannot_be_estimated(sort, tmp_path):
+    recording, _ = make_ground_truth(tmp_path / "recording", 16, 6)
     with pytest.raises(SpikeSortingError, match="motion_correction_preset='kilosort_like'.*try another preset"):
         sort(recording, apply_motion_correction=True, motion_correction_preset="kilosort_like")
 

@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
 from spikeinterface.core.motion import Motion
-from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 
 from spikeinterface_huidurep import preprocessing
 from spikeinterface_huidurep.params import SorterParams
@@ -18,12 +17,12 @@ from spikeinterface_huidurep.preprocessing import (
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
     MOTION_SMOOTHING,
-    annotate_displacement,
     can_show_motion,
     check_finite,
     choose_motion_kwargs,
     decide_motion,
     measure_drift,
+    move_back,
     preprocess,
     remove_dead_channels,
     whiten,
@@ -197,10 +196,10 @@ def test_same_seed_same_traces(tmp_path):
 # --- motion ---
 
 
-def make_motion(*displacements_um):
-    """Motion of one or more segments, each of shape (n_times, n_depths)."""
-    times_s = [np.arange(len(displacement), dtype=float) for displacement in displacements_um]
-    return Motion(list(displacements_um), times_s, np.arange(displacements_um[0].shape[1], dtype=float))
+def make_motion(displacement_um):
+    """Motion of shape (n_times, n_depths)."""
+    n_times, n_depths = displacement_um.shape
+    return Motion([displacement_um], [np.arange(n_times, dtype=float)], np.arange(n_depths, dtype=float))
 
 
 def test_drift_by_hand():
@@ -208,7 +207,6 @@ def test_drift_by_hand():
     assert measure_drift(make_motion(np.full((20, 3), 7.0))) == 0
     assert measure_drift(make_motion(ramp)) == pytest.approx(90)
     assert measure_drift(make_motion(np.hstack([-0.5 * ramp, ramp, 1000 + 0.1 * ramp]))) == pytest.approx(90)
-    assert measure_drift(make_motion(ramp[:501], ramp[501:])) == pytest.approx(90)
 
 
 def test_a_short_excursion_is_no_drift():
@@ -242,7 +240,8 @@ def make_silence(n_channels=16, depth_um=300.0, duration_s=30.0, n_segments=1):
         ({"depth_um": 100.0}, True),
         ({"depth_um": 99.0}, False),
         ({"duration_s": 29.9}, False),
-        ({"duration_s": 60.0, "n_segments": 2}, False),
+        ({"duration_s": 30.0, "n_segments": 2}, True),
+        ({"duration_s": 29.9, "n_segments": 2}, False),
     ],
 )
 def test_where_motion_can_be_estimated(size, wanted):
@@ -334,14 +333,25 @@ def test_the_user_decides_first(estimates, tmp_path):
 def test_traces_are_moved_back_only_by_a_motion(estimates, tmp_path):
     recording = make_recording(coloured_noise(np.random.default_rng(0), 15_000, 4))
     still = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS)
-    assert not isinstance(still, InterpolateMotionRecording)
     estimates.append(make_motion(np.full((2, 1), 20.0)))  # one channel
     moved = whiten(recording, SorterParams(apply_motion_correction=True), tmp_path, JOB_KWARGS)
-    assert isinstance(moved, InterpolateMotionRecording)
-    assert DISPLACEMENT not in still.get_annotation_keys()
+    assert DISPLACEMENT in moved.get_annotation_keys() and DISPLACEMENT not in still.get_annotation_keys()
     inside = slice(1000, -1000)
     similar = np.corrcoef(moved.get_traces()[inside].T, still.get_traces()[inside].T)[:4, 4:]
     assert np.argmax(similar[:3], axis=1).tolist() == [1, 2, 3]  # where the tissue is that the channel saw
+
+
+def test_segments_are_moved_back_as_one_piece_whatever_their_times():
+    traces = np.random.default_rng(0).normal(size=(3000, 4)).astype("float32")
+    motion = make_motion(np.linspace(0, 60, 4)[:, None])  # 20 um/s
+    whole = move_back(make_recording(traces, sampling_frequency=1000.0), motion)
+    cut = make_recording(traces[:700], traces[700:], sampling_frequency=1000.0)
+    cut.shift_times(1234.5)
+    moved = move_back(cut, motion)
+    assert [moved.get_num_samples(segment_index) for segment_index in range(2)] == [700, 2300]
+    pieces = [moved.get_traces(segment_index=segment_index) for segment_index in range(2)]
+    np.testing.assert_array_equal(np.concatenate(pieces), whole.get_traces())
+    assert moved.get_annotation(DISPLACEMENT) == whole.get_annotation(DISPLACEMENT) == [10.0, 30.0, 50.0]
 
 
 @pytest.mark.parametrize("mode", ["no-cache", "memory", "folder"])
@@ -357,9 +367,8 @@ def test_where_the_traces_have_been_moved_from_is_noted(mode, estimates, tmp_pat
 def test_displacement_is_that_of_stretches_of_the_same_length():
     motion = Motion([np.array([[0.0], [30.0]])], [np.array([0.0, 3.0])], np.array([0.0]))
     for n_samples, wanted_um in ((9000, [1.5]), (78_000, [13 / 3, 13.0, 65 / 3])):
-        recording = make_recording(np.zeros((n_samples, 1)))
-        annotate_displacement(recording, motion)
-        np.testing.assert_allclose(recording.get_annotation(DISPLACEMENT), wanted_um)
+        moved = move_back(make_recording(np.zeros((n_samples, 1), "float32")), motion)
+        np.testing.assert_allclose(moved.get_annotation(DISPLACEMENT), wanted_um)
 
 
 # --- the whole step ---
