@@ -10,6 +10,7 @@ from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
+from spikeinterface_huidurep.artifacts import find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
@@ -181,7 +182,7 @@ def preprocess(recording, params, folder, job_kwargs):
     return traces, cache_info
 
 
-def filter_band(recording, params):
+def filter_band(recording, params, channel_ids=None):
     """
     Band-pass filter and take away the common median reference; lazy.
 
@@ -191,6 +192,8 @@ def filter_band(recording, params):
         Raw traces, all channels alive.
     params : SorterParams
         Without `apply_preprocessing` the traces are filtered already.
+    channel_ids : None | np.ndarray, default: None
+        Of the only channels to take, which are then the reference, too; None for all.
 
     Returns
     -------
@@ -206,14 +209,18 @@ def filter_band(recording, params):
         filter_order=2,
         dtype="float32",
     )
+    if channel_ids is not None:
+        filtered = filtered.select_channels(channel_ids)
     return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
 
 
 def whiten(recording, params, folder, job_kwargs):
-    """Band-pass filter, common median reference, whitening in time and space, motion correction; all lazy."""
+    """Band-pass filter, common median reference, no artifacts, whitening in time and space, no motion; all lazy."""
     if recording.is_filtered():
         logger.warning("the recording is marked as filtered; it is band-pass filtered again")
-    filtered = traces = filter_band(recording, params)
+    some = filter_band(recording, params, spread_channels(recording))
+    artifacts = find_artifacts(some, params.seed, job_kwargs)
+    filtered = traces = silence_artifacts(filter_band(recording, params), artifacts)
     if params.temporal_whitening:
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)

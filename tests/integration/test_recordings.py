@@ -153,6 +153,21 @@ def test_two_segments(sort, tetrode, tetrode_sorting, cut):
     assert np.mean(distances.min(axis=1) <= 1) > 0.98 and np.mean(distances.min(axis=0) <= 1) > 0.98
 
 
+def test_artifacts_are_no_spikes(sort, tmp_path, tetrode):
+    """Deflections of all channels as after pulses of stimulation, of different sizes."""
+    rng = np.random.default_rng(0)
+    traces = tetrode[0].get_traces().copy()
+    shape = np.r_[np.ones(30), -0.6 * np.exp(-np.arange(420) / 90)].astype("float32")[:, None]
+    starts = rng.permutation(np.arange(3000, len(traces) - 3000, 3000))[:50]
+    for start in starts:
+        gains = 150 * NOISE_SD * rng.uniform(0.3, 1.3, 4) * rng.choice([-1, 1], 4)
+        traces[start : start + 450] += shape * gains.astype("float32")
+    sorting = sort(replace_traces(tetrode[0], [traces]))
+    assert np.sum(compute_accuracies(tetrode[1], sorting) >= GOOD) >= 3
+    assert sorting.get_num_units() <= 4
+    assert "artifacts are silenced: " in read_log(tmp_path)
+
+
 def test_default_probe_of_one_channel_and_of_a_tetrode(sort, tetrode):
     traces = tetrode[0].get_traces()
     sorting = sort(NumpyRecording([traces], 30_000.0))
