@@ -11,6 +11,7 @@ from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import find_artifacts, silence_artifacts, spread_channels
+from spikeinterface_huidurep.glitches import silence_glitches
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
@@ -215,12 +216,13 @@ def filter_band(recording, params, channel_ids=None):
 
 
 def whiten(recording, params, folder, job_kwargs):
-    """Band-pass filter, common median reference, no artifacts, whitening in time and space, no motion; all lazy."""
+    """Band-pass filter, reference, no artifacts or glitches, whitening in time and space, no motion; all lazy."""
     if recording.is_filtered():
         logger.warning("the recording is marked as filtered; it is band-pass filtered again")
     some = filter_band(recording, params, spread_channels(recording))
     artifacts = find_artifacts(some, params.seed, job_kwargs)
-    filtered = traces = silence_artifacts(filter_band(recording, params), artifacts)
+    filtered = silence_artifacts(silence_glitches(filter_band(recording, params), params.seed), artifacts)
+    traces = filtered
     if params.temporal_whitening:
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)

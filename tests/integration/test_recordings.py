@@ -168,6 +168,16 @@ def test_artifacts_are_no_spikes(sort, tmp_path, tetrode):
     assert "artifacts are silenced: " in read_log(tmp_path)
 
 
+def test_glitches_of_a_channel_are_no_spikes(sort, tetrode, tetrode_sorting):
+    rng = np.random.default_rng(0)
+    traces = tetrode[0].get_traces().copy()
+    for start in rng.integers(3000, len(traces) - 3000, 30):
+        traces[start : start + rng.integers(10, 60), 1] += NOISE_SD * rng.choice([-1, 1]) * rng.uniform(50, 500)
+    sorting = sort(replace_traces(tetrode[0], [traces]))
+    assert sorting.get_num_units() == tetrode_sorting.get_num_units()
+    assert np.sum(compute_accuracies(tetrode[1], sorting) >= GOOD) >= 3
+
+
 def test_default_probe_of_one_channel_and_of_a_tetrode(sort, tetrode):
     traces = tetrode[0].get_traces()
     sorting = sort(NumpyRecording([traces], 30_000.0))
