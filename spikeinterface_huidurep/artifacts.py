@@ -101,9 +101,9 @@ def join_bins(bins, min_size):
     artifacts : np.ndarray, structured, shape (n_artifacts,)
         See `find_artifacts`.
     """
-    is_artifact = uniform_filter1d(bins["size"], SMOOTHED_BINS) > min_size
     is_large = maximum_filter1d(bins["size"], 3) > EDGE_SIZE
-    is_artifact = binary_dilation(binary_propagation(is_artifact, mask=is_large), iterations=MARGIN_BINS)
+    is_core = is_large & (uniform_filter1d(bins["size"], SMOOTHED_BINS) > min_size)
+    is_artifact = binary_dilation(binary_propagation(is_core, mask=is_large), iterations=MARGIN_BINS)
     edges = np.flatnonzero(np.diff(is_artifact, prepend=False, append=False)).reshape(-1, 2)
     artifacts = np.zeros(len(edges), dtype=base_period_dtype)
     artifacts["segment_index"] = bins["segment_index"][edges[:, 0]]

@@ -117,7 +117,7 @@ def test_artifacts_are_silenced_and_nothing_else(caplog):
     assert np.all(silenced[inside] == 0)
     silenced[inside] = traces[inside]
     assert_array_equal(silenced, traces)
-    assert "artifacts are silenced: 1 of 0.02 s in all, 0.6 % of the time" in caplog.messages
+    assert "artifacts are silenced: 1 of 0.02 s in all, 0.5 % of the time" in caplog.messages
 
 
 def test_channels_of_the_whole_probe_are_looked_at():
