@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 BIN_MS = 1.0
 SMOOTHED_BINS = 5  # longer than a spike
-MIN_SIZE = 6.0  # mean size on the median channel, in noise SD: no spike is that large on half of MANY_CHANNELS
-MIN_SIZE_ON_FEW = 15.0  # on a tetrode bursts of large units reach 5
+MIN_RATIO, MAX_MIN_SIZE = 3.0, 6.0  # mean size on the median channel, to its 90th percentile and in noise SD
+MIN_SIZE_ON_FEW = 15.0  # noise SD; on a tetrode bursts of large units reach 5
 EDGE_SIZE = 1.25  # down to this size it is the same artifact; noise has 0.8
 MARGIN_BINS = 2  # more: the filter smears what is far larger than spikes
 MIN_CHANNELS, MANY_CHANNELS = 4, 16  # on fewer than MIN_CHANNELS a unit may be as large on the median channel
@@ -54,9 +54,28 @@ def find_artifacts(recording, seed, job_kwargs):
         return np.zeros(0, dtype=base_period_dtype)
     node = MeasureSize(recording, noise_levels(read_random_chunks(recording, seed)))
     bins = run_node_pipeline(recording, [node], job_kwargs, job_name="find artifacts", check_for_peak_source=False)
-    min_size = MIN_SIZE if n_channels >= MANY_CHANNELS else MIN_SIZE_ON_FEW
     of_segments = [bins[bins["segment_index"] == index] for index in range(recording.get_num_segments())]
-    return np.concatenate([join_bins(of_segment, min_size) for of_segment in of_segments])
+    sizes = [uniform_filter1d(of_segment["size"], SMOOTHED_BINS) for of_segment in of_segments]
+    min_size = choose_min_size(np.concatenate(sizes), n_channels)
+    return np.concatenate([join_bins(*pair, min_size) for pair in zip(of_segments, sizes, strict=True)])
+
+
+def choose_min_size(sizes, n_channels):
+    """
+    Size, in noise SD, beyond which it is an artifact.
+
+    Where many neurons fire, spikes fill up to 5 ms on half of many channels, but seldom with much more than usual. On
+    few channels a single unit may be as large on all.
+
+    Parameters
+    ----------
+    sizes : np.ndarray, float, shape (n_bins,)
+        Smoothed.
+    n_channels : int
+    """
+    if n_channels < MANY_CHANNELS:
+        return MIN_SIZE_ON_FEW
+    return min(MIN_RATIO * np.quantile(sizes, 0.9), MAX_MIN_SIZE)
 
 
 def silence_artifacts(recording, artifacts):
@@ -85,7 +104,7 @@ def silence_artifacts(recording, artifacts):
     return silence_periods(recording, artifacts, mode="zeros")
 
 
-def join_bins(bins, min_size):
+def join_bins(bins, sizes, min_size):
     """
     Put together the bins of the artifacts of one segment.
 
@@ -93,6 +112,8 @@ def join_bins(bins, min_size):
     ----------
     bins : np.ndarray, structured (segment_index, start_sample_index, end_sample_index, size), shape (n_bins,)
         In the order of time.
+    sizes : np.ndarray, float, shape (n_bins,)
+        Smoothed.
     min_size : float
         Of the largest bins of an artifact, smoothed.
 
@@ -102,7 +123,7 @@ def join_bins(bins, min_size):
         See `find_artifacts`.
     """
     is_large = maximum_filter1d(bins["size"], 3) > EDGE_SIZE
-    is_core = is_large & (uniform_filter1d(bins["size"], SMOOTHED_BINS) > min_size)
+    is_core = is_large & (sizes > min_size)
     is_artifact = binary_dilation(binary_propagation(is_core, mask=is_large), iterations=MARGIN_BINS)
     edges = np.flatnonzero(np.diff(is_artifact, prepend=False, append=False)).reshape(-1, 2)
     artifacts = np.zeros(len(edges), dtype=base_period_dtype)

@@ -9,9 +9,11 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep.artifacts import (
     MANY_CHANNELS,
+    MAX_MIN_SIZE,
     MIN_CHANNELS,
-    MIN_SIZE,
+    MIN_RATIO,
     MIN_SIZE_ON_FEW,
+    choose_min_size,
     find_artifacts,
     silence_artifacts,
     spread_channels,
@@ -20,6 +22,7 @@ from spikeinterface_huidurep.artifacts import (
 SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = dict(n_jobs=1, chunk_duration="1s", progress_bar=False)
 START, STOP = 45_000, 45_300  # 10 ms, beginning with a bin
+USUAL_SIZE = 0.83  # 90th percentile of the smoothed sizes of noise
 
 
 def make_noise(n_channels, duration_s=3.0, seed=0):
@@ -50,12 +53,20 @@ def test_noise_has_none(caplog):
 @pytest.mark.parametrize("excess", [0.8, 1.25])
 def test_how_large_artifacts_are(n_channels, excess):
     traces = make_noise(n_channels)
-    add_artifact(traces, START, STOP, excess * (MIN_SIZE if n_channels == MANY_CHANNELS else MIN_SIZE_ON_FEW))
+    min_size = MIN_RATIO * USUAL_SIZE if n_channels == MANY_CHANNELS else MIN_SIZE_ON_FEW
+    add_artifact(traces, START, STOP, excess * min_size)
     artifacts = find(traces)
     assert len(artifacts) == (excess > 1)
     for artifact in artifacts:  # and 3 ms around it
         assert START - 90 <= artifact["start_sample_index"] < START
         assert STOP < artifact["end_sample_index"] <= STOP + 90
+
+
+def test_where_many_neurons_fire_artifacts_have_to_be_larger():
+    sizes = np.r_[np.ones(89), np.full(11, 1.5)]
+    assert choose_min_size(sizes, MANY_CHANNELS) == 1.5 * MIN_RATIO
+    assert choose_min_size(10 * sizes, MANY_CHANNELS) == MAX_MIN_SIZE  # artifacts for more than a tenth of the time
+    assert choose_min_size(sizes, MANY_CHANNELS - 1) == MIN_SIZE_ON_FEW
 
 
 def test_on_few_channels_there_may_be_units_as_large():
