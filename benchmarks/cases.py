@@ -159,11 +159,34 @@ def make_native_restless(seed=0):
         shared = scipy.signal.sosfilt(band, rng.standard_normal(n_samples))[:, None]
         noise = SHARED_UV * shared / shared.std() * gains + OWN_UV * rng.standard_normal((n_samples, n_channels))
         traces[start : start + n_samples] += scipy.signal.windows.tukey(n_samples)[:, None] * noise
-    restless = si.NumpyRecording(traces, recording.sampling_frequency, channel_ids=recording.channel_ids)
-    restless.set_probe(recording.get_probe())
-    restless.set_channel_gains(1.0)
-    restless.set_channel_offsets(0.0)
-    return restless, sorting
+    return replace_traces(recording, traces), sorting
+
+
+def make_native_artifacts(seed=0):
+    """`native_static` with artifacts, as of licking: deflections of all channels, of 5 to 30 ms and of many sizes."""
+    recording, sorting = make_native(**STATIC, seed=seed)
+    rng = np.random.default_rng(seed)
+    traces = recording.get_traces()
+    for start, size_uv in zip(
+        rng.integers(0, len(traces) - int(recording.sampling_frequency), N_ARTIFACTS),
+        ARTIFACT_UV * np.exp(rng.standard_normal(N_ARTIFACTS)),
+        strict=True,
+    ):
+        times_s = np.arange(int(rng.uniform(*ARTIFACT_S) * recording.sampling_frequency)) / recording.sampling_frequency
+        phases = 2 * np.pi * (np.outer(times_s, ARTIFACT_HZ) + rng.random(len(ARTIFACT_HZ)))
+        wave = scipy.signal.windows.hann(len(times_s)) * (np.sin(phases) @ rng.standard_normal(len(ARTIFACT_HZ)))
+        gains = rng.normal(1, 0.4, recording.get_num_channels())
+        traces[start : start + len(times_s)] += size_uv * wave[:, None] * gains
+    return replace_traces(recording, traces), sorting
+
+
+def replace_traces(recording, traces):
+    """Recording of one segment with other traces, in uV."""
+    replaced = si.NumpyRecording(traces, recording.sampling_frequency, channel_ids=recording.channel_ids)
+    replaced.set_probe(recording.get_probe())
+    replaced.set_channel_gains(1.0)
+    replaced.set_channel_offsets(0.0)
+    return replaced
 
 
 def make_native_drift(seed=0):
@@ -199,6 +222,8 @@ ONE_CHANNEL = dict(
 STATIC = dict(noise_level_uv=5.0, num_channels=32, num_units=20)
 
 N_BOUTS, SHARED_UV, OWN_UV, MUSCLE_BAND_HZ = 15, 15.0, 5.0, (100.0, 3000.0)
+
+N_ARTIFACTS, ARTIFACT_UV, ARTIFACT_S, ARTIFACT_HZ = 300, 150.0, (0.005, 0.03), (60.0, 150.0, 300.0, 700.0)
 
 RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
 
@@ -237,6 +262,11 @@ MADE_CASES = (
         "native_restless",
         make_native_restless,
         "as native_static, with 15 bouts of 1 s in which the noise is larger, most of it common to all channels",
+    ),
+    Case(
+        "native_artifacts",
+        make_native_artifacts,
+        "as native_static, with 300 artifacts of 5 to 30 ms on all channels, as of licking, of many sizes",
     ),
     Case(
         "native_384",
