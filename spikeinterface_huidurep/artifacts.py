@@ -8,7 +8,7 @@ What happens during an artifact is lost in any case.
 import logging
 
 import numpy as np
-from scipy.ndimage import binary_dilation, binary_propagation, maximum_filter1d, uniform_filter1d
+from scipy.ndimage import binary_dilation, binary_propagation, maximum_filter1d, minimum_filter1d, uniform_filter1d
 from spikeinterface.core.base import base_period_dtype
 from spikeinterface.core.node_pipeline import PipelineNode, run_node_pipeline
 from spikeinterface.preprocessing import silence_periods
@@ -19,8 +19,8 @@ logger = logging.getLogger(__name__)
 
 BIN_MS = 1.0
 SMOOTHED_BINS = 5  # longer than a spike
-MIN_RATIO, MAX_MIN_SIZE = 3.0, 6.0  # mean size on the median channel, to its 90th percentile and in noise SD
-MIN_SIZE_ON_FEW = 15.0  # noise SD; on a tetrode bursts of large units reach 5
+MIN_RATIO, MAX_MIN_SIZE = 3.0, 6.0  # size on the median channel, to its 90th percentile and in noise SD
+MIN_SIZE_ON_FEW = 5.0  # noise SD; the spikes of a busy tetrode reach 3
 EDGE_SIZE = 1.25  # down to this size it is the same artifact; noise has 0.8
 MARGIN_BINS = 2  # more: the filter smears what is far larger than spikes
 MIN_CHANNELS, MANY_CHANNELS = 4, 16  # on fewer than MIN_CHANNELS a unit may be as large on the median channel
@@ -55,17 +55,31 @@ def find_artifacts(recording, seed, job_kwargs):
     node = MeasureSize(recording, noise_levels(read_random_chunks(recording, seed)))
     bins = run_node_pipeline(recording, [node], job_kwargs, job_name="find artifacts", check_for_peak_source=False)
     of_segments = [bins[bins["segment_index"] == index] for index in range(recording.get_num_segments())]
-    sizes = [uniform_filter1d(of_segment["size"], SMOOTHED_BINS) for of_segment in of_segments]
+    sizes = [smooth_sizes(of_segment["size"], n_channels) for of_segment in of_segments]
     min_size = choose_min_size(np.concatenate(sizes), n_channels)
     return np.concatenate([join_bins(*pair, min_size) for pair in zip(of_segments, sizes, strict=True)])
 
 
+def smooth_sizes(sizes, n_channels):
+    """
+    Mean size over SMOOTHED_BINS; on few channels, all of which see the spikes of a burst, the smallest: between them.
+
+    Parameters
+    ----------
+    sizes : np.ndarray, float, shape (n_bins,)
+    n_channels : int
+
+    Returns
+    -------
+    smoothed : np.ndarray, float, shape (n_bins,)
+    """
+    smooth = uniform_filter1d if n_channels >= MANY_CHANNELS else minimum_filter1d
+    return smooth(sizes, SMOOTHED_BINS)
+
+
 def choose_min_size(sizes, n_channels):
     """
-    Size, in noise SD, beyond which it is an artifact.
-
-    Where many neurons fire, spikes fill up to 5 ms on half of many channels, but seldom with much more than usual. On
-    few channels a single unit may be as large on all.
+    Size, in noise SD, beyond which it is an artifact: where many neurons fire, it has to be larger.
 
     Parameters
     ----------
