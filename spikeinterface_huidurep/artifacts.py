@@ -17,10 +17,11 @@ from spikeinterface_huidurep.whitening import noise_levels, read_random_chunks
 
 logger = logging.getLogger(__name__)
 
+MIN_HZ = 500.0  # ripples of the hippocampus, up to 250 Hz, are as large as artifacts, but hold spikes
 BIN_MS = 1.0
 SMOOTHED_BINS = 5  # longer than a spike
-MIN_RATIO, MAX_MIN_SIZE = 3.0, 6.0  # size on the median channel, to its 90th percentile and in noise SD
-MIN_SIZE_ON_FEW = 5.0  # noise SD; the spikes of a busy tetrode reach 3
+MIN_RATIO, MAX_MIN_SIZE = 2.5, 6.0  # mean size on the median channel, to its 90th percentile and in noise SD
+MIN_MEAN_ON_FEW, MIN_SIZE_ON_FEW = 15.0, 3.0  # noise SD; on a tetrode bursts of large units reach 8, between spikes 2
 EDGE_SIZE = 1.25  # down to this size it is the same artifact; noise has 0.8
 MARGIN_BINS = 2  # more: the filter smears what is far larger than spikes
 MIN_CHANNELS, MANY_CHANNELS = 4, 16  # on fewer than MIN_CHANNELS a unit may be as large on the median channel
@@ -32,7 +33,7 @@ def spread_channels(recording):
     return recording.channel_ids[np.linspace(0, n_channels - 1, min(n_channels, MANY_CHANNELS)).astype(int)]
 
 
-def find_artifacts(recording, seed, job_kwargs):
+def find_artifacts(recording, fast, seed, job_kwargs):
     """
     Find when artifacts begin and end.
 
@@ -40,6 +41,8 @@ def find_artifacts(recording, seed, job_kwargs):
     ----------
     recording : BaseRecording
         Band-pass filtered.
+    fast : BaseRecording
+        The same from MIN_HZ on: artifacts show here, and end where the other does.
     seed : int
         Of the samples that the noise is measured on.
     job_kwargs : dict
@@ -52,17 +55,24 @@ def find_artifacts(recording, seed, job_kwargs):
     n_channels = recording.get_num_channels()
     if n_channels < MIN_CHANNELS:
         return np.zeros(0, dtype=base_period_dtype)
+    bins = measure_bins(recording, seed, job_kwargs)
+    is_core = find_cores(measure_bins(fast, seed, job_kwargs)["size"], n_channels)
+    of_segments = [bins["segment_index"] == index for index in range(recording.get_num_segments())]
+    return np.concatenate([join_bins(bins[of_segment], is_core[of_segment]) for of_segment in of_segments])
+
+
+def measure_bins(recording, seed, job_kwargs):
+    """Size of the deflections in bins of BIN_MS, in the order of time: see `MeasureSize`."""
     node = MeasureSize(recording, noise_levels(read_random_chunks(recording, seed)))
-    bins = run_node_pipeline(recording, [node], job_kwargs, job_name="find artifacts", check_for_peak_source=False)
-    of_segments = [bins[bins["segment_index"] == index] for index in range(recording.get_num_segments())]
-    sizes = [smooth_sizes(of_segment["size"], n_channels) for of_segment in of_segments]
-    min_size = choose_min_size(np.concatenate(sizes), n_channels)
-    return np.concatenate([join_bins(*pair, min_size) for pair in zip(of_segments, sizes, strict=True)])
+    return run_node_pipeline(recording, [node], job_kwargs, job_name="find artifacts", check_for_peak_source=False)
 
 
-def smooth_sizes(sizes, n_channels):
+def find_cores(sizes, n_channels):
     """
-    Mean size over SMOOTHED_BINS; on few channels, all of which see the spikes of a burst, the smallest: between them.
+    Where deflections are larger for SMOOTHED_BINS than those of spikes.
+
+    On many channels, where many neurons fire, they have to be larger. On few, all may see a burst of spikes: so they
+    have to be large between its spikes, too, or much larger.
 
     Parameters
     ----------
@@ -71,25 +81,12 @@ def smooth_sizes(sizes, n_channels):
 
     Returns
     -------
-    smoothed : np.ndarray, float, shape (n_bins,)
+    is_core : np.ndarray, bool, shape (n_bins,)
     """
-    smooth = uniform_filter1d if n_channels >= MANY_CHANNELS else minimum_filter1d
-    return smooth(sizes, SMOOTHED_BINS)
-
-
-def choose_min_size(sizes, n_channels):
-    """
-    Size, in noise SD, beyond which it is an artifact: where many neurons fire, it has to be larger.
-
-    Parameters
-    ----------
-    sizes : np.ndarray, float, shape (n_bins,)
-        Smoothed.
-    n_channels : int
-    """
-    if n_channels < MANY_CHANNELS:
-        return MIN_SIZE_ON_FEW
-    return min(MIN_RATIO * np.quantile(sizes, 0.9), MAX_MIN_SIZE)
+    means = uniform_filter1d(sizes, SMOOTHED_BINS)
+    if n_channels >= MANY_CHANNELS:
+        return means > min(MIN_RATIO * np.quantile(means, 0.9), MAX_MIN_SIZE)
+    return (means > MIN_MEAN_ON_FEW) | (minimum_filter1d(sizes, SMOOTHED_BINS) > MIN_SIZE_ON_FEW)
 
 
 def silence_artifacts(recording, artifacts):
@@ -118,7 +115,7 @@ def silence_artifacts(recording, artifacts):
     return silence_periods(recording, artifacts, mode="zeros")
 
 
-def join_bins(bins, sizes, min_size):
+def join_bins(bins, is_core):
     """
     Put together the bins of the artifacts of one segment.
 
@@ -126,10 +123,8 @@ def join_bins(bins, sizes, min_size):
     ----------
     bins : np.ndarray, structured (segment_index, start_sample_index, end_sample_index, size), shape (n_bins,)
         In the order of time.
-    sizes : np.ndarray, float, shape (n_bins,)
-        Smoothed.
-    min_size : float
-        Of the largest bins of an artifact, smoothed.
+    is_core : np.ndarray, bool, shape (n_bins,)
+        See `find_cores`.
 
     Returns
     -------
@@ -137,8 +132,7 @@ def join_bins(bins, sizes, min_size):
         See `find_artifacts`.
     """
     is_large = maximum_filter1d(bins["size"], 3) > EDGE_SIZE
-    is_core = is_large & (sizes > min_size)
-    is_artifact = binary_dilation(binary_propagation(is_core, mask=is_large), iterations=MARGIN_BINS)
+    is_artifact = binary_dilation(binary_propagation(is_core & is_large, mask=is_large), iterations=MARGIN_BINS)
     edges = np.flatnonzero(np.diff(is_artifact, prepend=False, append=False)).reshape(-1, 2)
     artifacts = np.zeros(len(edges), dtype=base_period_dtype)
     artifacts["segment_index"] = bins["segment_index"][edges[:, 0]]

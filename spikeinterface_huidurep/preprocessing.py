@@ -2,6 +2,7 @@
 
 import itertools
 import logging
+from dataclasses import replace
 
 import numpy as np
 from spikeinterface.core import append_recordings, concatenate_recordings, get_noise_levels
@@ -10,7 +11,7 @@ from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
-from spikeinterface_huidurep.artifacts import find_artifacts, silence_artifacts, spread_channels
+from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
@@ -219,8 +220,10 @@ def whiten(recording, params, folder, job_kwargs):
     """Band-pass filter, reference, no artifacts or glitches, whitening in time and space, no motion; all lazy."""
     if recording.is_filtered():
         logger.warning("the recording is marked as filtered; it is band-pass filtered again")
-    some = filter_band(recording, params, spread_channels(recording))
-    artifacts = find_artifacts(some, params.seed, job_kwargs)
+    channel_ids = spread_channels(recording)
+    fast_params = replace(params, freq_min=max(params.freq_min, MIN_HZ))
+    some, fast = (filter_band(recording, band_params, channel_ids) for band_params in (params, fast_params))
+    artifacts = find_artifacts(some, fast, params.seed, job_kwargs)
     filtered = silence_artifacts(silence_glitches(filter_band(recording, params), params.seed), artifacts)
     traces = filtered
     if params.temporal_whitening:

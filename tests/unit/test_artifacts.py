@@ -11,13 +11,17 @@ from spikeinterface_huidurep.artifacts import (
     MANY_CHANNELS,
     MAX_MIN_SIZE,
     MIN_CHANNELS,
+    MIN_HZ,
+    MIN_MEAN_ON_FEW,
     MIN_RATIO,
     MIN_SIZE_ON_FEW,
-    choose_min_size,
     find_artifacts,
+    find_cores,
     silence_artifacts,
     spread_channels,
 )
+from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.preprocessing import whiten
 
 SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = dict(n_jobs=1, chunk_duration="1s", progress_bar=False)
@@ -39,12 +43,12 @@ def add_artifact(traces, start, stop, size):
 
 def find(*segments, **job_kwargs):
     recording = NumpyRecording(list(segments), SAMPLING_FREQUENCY)
-    return find_artifacts(recording, 0, JOB_KWARGS | job_kwargs)
+    return find_artifacts(recording, recording, 0, JOB_KWARGS | job_kwargs)
 
 
 def test_noise_has_none(caplog):
     recording = NumpyRecording([make_noise(16)], SAMPLING_FREQUENCY)
-    artifacts = find_artifacts(recording, 0, JOB_KWARGS)
+    artifacts = find_artifacts(recording, recording, 0, JOB_KWARGS)
     assert len(artifacts) == 0
     assert silence_artifacts(recording, artifacts) is recording and not caplog.messages
 
@@ -63,10 +67,35 @@ def test_how_large_artifacts_are(n_channels, excess):
 
 
 def test_where_many_neurons_fire_artifacts_have_to_be_larger():
-    sizes = np.r_[np.ones(89), np.full(11, 1.5)]
-    assert choose_min_size(sizes, MANY_CHANNELS) == 1.5 * MIN_RATIO
-    assert choose_min_size(10 * sizes, MANY_CHANNELS) == MAX_MIN_SIZE  # artifacts for more than a tenth of the time
-    assert choose_min_size(sizes, MANY_CHANNELS - 1) == MIN_SIZE_ON_FEW
+    sizes = np.repeat([1.0, 1.5], [850, 150])
+    for excess in (0.99, 1.01):
+        sizes[400:410] = excess * MIN_RATIO * 1.5
+        assert find_cores(sizes, MANY_CHANNELS).any() == (excess > 1)
+    sizes[850:] = 100.0  # artifacts for more than a tenth of the time
+    for excess in (0.99, 1.01):
+        sizes[400:410] = excess * MAX_MIN_SIZE
+        assert find_cores(sizes, MANY_CHANNELS)[400:410].any() == (excess > 1)
+
+
+def test_on_few_channels_the_largest_artifacts_may_be_short():
+    sizes = np.full(1000, 0.8)
+    for excess in (0.9, 1.1):
+        sizes[400] = excess * 5 * MIN_MEAN_ON_FEW
+        assert find_cores(sizes, MANY_CHANNELS - 1).any() == (excess > 1)
+
+
+@pytest.mark.parametrize("n_channels", [4, MANY_CHANNELS])
+@pytest.mark.parametrize(("frequency_hz", "is_silenced"), [(150.0, False), (200.0, False), (1.5 * MIN_HZ, True)])
+def test_ripples_are_left(frequency_hz, is_silenced, n_channels, tmp_path, caplog):
+    """200 uV of them, in noise of 10 uV: 20 noise SD on all channels for 60 ms."""
+    traces = np.random.default_rng(0).normal(0, 10, (90_000, n_channels)).astype("float32")
+    times_s = np.arange(1800) / SAMPLING_FREQUENCY
+    ripple = 200 * np.hanning(1800) * np.sin(2 * np.pi * frequency_hz * times_s)
+    traces[START : START + 1800] += ripple[:, None].astype("float32")
+    recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(n_channels), 5.0 * np.arange(n_channels)])
+    whiten(recording, SorterParams(), tmp_path, JOB_KWARGS)
+    assert ("artifacts are silenced" in caplog.text) == is_silenced
 
 
 def test_on_few_channels_there_may_be_units_as_large():
@@ -121,7 +150,7 @@ def test_artifacts_are_silenced_and_nothing_else(caplog):
     traces = make_noise(16)
     add_artifact(traces, START, STOP, 30.0)
     recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
-    artifacts = find_artifacts(recording, 0, JOB_KWARGS)
+    artifacts = find_artifacts(recording, recording, 0, JOB_KWARGS)
     with caplog.at_level(logging.WARNING):
         silenced = silence_artifacts(recording, artifacts).get_traces()
     inside = slice(artifacts["start_sample_index"][0], artifacts["end_sample_index"][0])
