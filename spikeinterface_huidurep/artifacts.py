@@ -52,11 +52,14 @@ def find_artifacts(recording, fast, seed, job_kwargs):
     artifacts : np.ndarray, structured (segment_index, start_sample_index, end_sample_index), shape (n_artifacts,)
         Empty where there are fewer than MIN_CHANNELS channels.
     """
+    none = np.zeros(0, dtype=base_period_dtype)
     n_channels = recording.get_num_channels()
     if n_channels < MIN_CHANNELS:
-        return np.zeros(0, dtype=base_period_dtype)
-    bins = measure_bins(recording, seed, job_kwargs)
+        return none
     is_core = find_cores(measure_bins(fast, seed, job_kwargs)["size"], n_channels)
+    if not is_core.any():
+        return none
+    bins = measure_bins(recording, seed, job_kwargs)
     of_segments = [bins["segment_index"] == index for index in range(recording.get_num_segments())]
     return np.concatenate([join_bins(bins[of_segment], is_core[of_segment]) for of_segment in of_segments])
 
@@ -87,32 +90,6 @@ def find_cores(sizes, n_channels):
     if n_channels >= MANY_CHANNELS:
         return means > min(MIN_RATIO * np.quantile(means, 0.9), MAX_MIN_SIZE)
     return (means > MIN_MEAN_ON_FEW) | (minimum_filter1d(sizes, SMOOTHED_BINS) > MIN_SIZE_ON_FEW)
-
-
-def silence_artifacts(recording, artifacts):
-    """
-    Set the samples of artifacts to 0; lazy.
-
-    Parameters
-    ----------
-    recording : BaseRecording
-        Band-pass filtered.
-    artifacts : np.ndarray, structured, shape (n_artifacts,)
-        See `find_artifacts`.
-
-    Returns
-    -------
-    silenced : BaseRecording
-        The recording itself if there are none.
-    """
-    if len(artifacts) == 0:
-        return recording
-    duration_s = np.sum(artifacts["end_sample_index"] - artifacts["start_sample_index"]) / recording.sampling_frequency
-    share = duration_s / recording.get_total_duration()
-    logger.warning(
-        "artifacts are silenced: %d of %.2f s in all, %.1f %% of the time", len(artifacts), duration_s, 100 * share
-    )
-    return silence_periods(recording, artifacts, mode="zeros")
 
 
 def join_bins(bins, is_core):
@@ -159,13 +136,9 @@ class MeasureSize(PipelineNode):
         PipelineNode.__init__(self, recording, return_output=True)
         self.levels = np.maximum(levels, 1e-12)
         self.bin_size = max(1, round(BIN_MS * 1e-3 * recording.sampling_frequency))
-        self._kwargs.update(levels=levels)
 
     def get_dtype(self):
         return self.dtype
-
-    def get_margin(self):
-        return 0
 
     def compute(self, traces, start_frame, end_frame, segment_index, max_margin):
         starts = np.arange(0, len(traces), self.bin_size)
@@ -177,3 +150,29 @@ class MeasureSize(PipelineNode):
         bins["end_sample_index"] = start_frame + stops
         bins["size"] = np.median(sums / (stops - starts)[:, None] / self.levels, axis=1)
         return bins
+
+
+def silence_artifacts(recording, artifacts):
+    """
+    Set the samples of artifacts to 0; lazy.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Band-pass filtered.
+    artifacts : np.ndarray, structured, shape (n_artifacts,)
+        See `find_artifacts`.
+
+    Returns
+    -------
+    silenced : BaseRecording
+        The recording itself if there are none.
+    """
+    if len(artifacts) == 0:
+        return recording
+    duration_s = np.sum(artifacts["end_sample_index"] - artifacts["start_sample_index"]) / recording.sampling_frequency
+    share = duration_s / recording.get_total_duration()
+    logger.warning(
+        "artifacts are silenced: %d of %.2f s in all, %.1f %% of the time", len(artifacts), duration_s, 100 * share
+    )
+    return silence_periods(recording, artifacts, mode="zeros")

@@ -216,16 +216,20 @@ def filter_band(recording, params, channel_ids=None):
     return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
 
 
-def whiten(recording, params, folder, job_kwargs):
-    """Band-pass filter, reference, no artifacts or glitches, whitening in time and space, no motion; all lazy."""
-    if recording.is_filtered():
-        logger.warning("the recording is marked as filtered; it is band-pass filtered again")
+def filter_without_artifacts(recording, params, job_kwargs):
+    """What `filter_band` gives, with artifacts, on all channels, and glitches, on one, set to 0; lazy."""
     channel_ids = spread_channels(recording)
     fast_params = replace(params, freq_min=max(params.freq_min, MIN_HZ))
     some, fast = (filter_band(recording, band_params, channel_ids) for band_params in (params, fast_params))
     artifacts = find_artifacts(some, fast, params.seed, job_kwargs)
-    filtered = silence_artifacts(silence_glitches(filter_band(recording, params), params.seed), artifacts)
-    traces = filtered
+    return silence_artifacts(silence_glitches(filter_band(recording, params), params.seed), artifacts)
+
+
+def whiten(recording, params, folder, job_kwargs):
+    """Band-pass filter, reference, no artifacts or glitches, whitening in time and space, no motion; all lazy."""
+    if recording.is_filtered():
+        logger.warning("the recording is marked as filtered; it is band-pass filtered again")
+    filtered = traces = filter_without_artifacts(recording, params, job_kwargs)
     if params.temporal_whitening:
         taps = estimate_temporal_filter(traces, params.whitening_radius_um, seed=params.seed)
         traces = temporal_whiten(traces, taps=taps)
