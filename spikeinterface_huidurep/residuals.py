@@ -21,7 +21,7 @@ from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.noise import Noise
-from spikeinterface_huidurep.restlessness import measure_restlessness
+from spikeinterface_huidurep.restlessness import is_of_restlessness, measure_restlessness
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
@@ -263,8 +263,10 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     waveform = residuals.get_waveform(unit_index, slice(None))
     restlessness = measure_restlessness(residuals.noise.traces, *times, waveform)
     is_spike &= (restlessness == 1) | (sizes >= NOISE_SIZE * restlessness)
-    is_neuron = np.any(is_spike) and np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
-    return members, places, is_spike & is_neuron
+    if np.any(is_spike):
+        is_neuron = np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
+        is_spike &= is_neuron and not is_of_restlessness(residuals.noise.traces, restlessness[is_spike])
+    return members, places, is_spike
 
 
 def _measure_spikes(residuals, rows, unit_index, change):

@@ -1,9 +1,10 @@
 """
-Stretches of time in which the noise is larger, as when the animal chews.
+Stretches of time in which the noise is larger, as when the animal chews, or licks once.
 
 Peaks of that noise would be clustered as if they were spikes, and matching finds the templates of neurons in it. So a
 spike has to be larger there to count, by as much as the noise is, along its own waveform: most of such noise is common
-to the channels. What the noise of the stretches is like is kept as an annotation of the traces.
+to the channels. And a unit must not have most of its spikes there, where that is but a small part of the time. What the
+noise of the stretches is like is kept as an annotation of the traces.
 """
 
 import logging
@@ -17,11 +18,13 @@ from spikeinterface_huidurep.whitening import noise_levels
 logger = logging.getLogger(__name__)
 
 ANNOTATION = "restless_stretches"
-STRETCH_S = 0.1  # the shorter, the less is lost beside them
-SAMPLES_OF_STRETCH = 500  # are read of it
+STRETCH_S = 0.02  # as a lick; in half of it a few spikes of a large neuron seem to be noise
+VALUES_OF_STRETCH = 10_000  # are looked at
 MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it, too, but not as much
+MAX_DIRECTIONS = 4  # noise that is common to the channels has hardly more; a short stretch always seems to have some
 MIN_EXCESS = 1.25  # of the noise SD in a direction to that on the channels
 MAX_DEFLECTION = 3.0  # noise SD; more is not noise
+SMALL_SHARE, MAX_SHARE = 0.05, 0.5  # of the time that is restless, and of the spikes of a unit that are there
 CALM = (1.0, (), ())
 
 
@@ -64,9 +67,8 @@ def split_segment(traces, segment_index):
 
 
 def measure_level(stretch):
-    """Noise SD of traces (n_samples, n_channels), median over the channels, from SAMPLES_OF_STRETCH samples."""
-    step = max(1, len(stretch) // SAMPLES_OF_STRETCH)
-    return float(np.median(noise_levels([stretch[::step]])))
+    """Noise SD of traces (n_samples, n_channels), median over the channels, from about VALUES_OF_STRETCH values."""
+    return float(np.median(noise_levels([stretch[:: max(1, stretch.size // VALUES_OF_STRETCH)]])))
 
 
 def describe_stretch(stretch, level, usual):
@@ -87,8 +89,9 @@ def describe_stretch(stretch, level, usual):
     limits = MAX_DEFLECTION * noise_levels([stretch])
     _, vectors = np.linalg.eigh(np.cov(np.clip(stretch, -limits, limits), rowvar=False).reshape(len(limits), -1))
     levels = noise_levels([stretch @ vectors])
-    is_larger = levels > MIN_EXCESS * level
-    return level / usual, vectors.T[is_larger].tolist(), (levels[is_larger] / usual).tolist()
+    largest = np.argsort(levels)[-MAX_DIRECTIONS:]
+    largest = largest[levels[largest] > MIN_EXCESS * level]
+    return level / usual, vectors.T[largest].tolist(), (levels[largest] / usual).tolist()
 
 
 def spread_restlessness(stretches):
@@ -134,3 +137,20 @@ def measure_along(ratio, directions, ratios, waveform):
         return ratio
     shares = np.sum((np.asarray(directions) @ waveform) ** 2, axis=1) / np.sum(waveform**2)
     return float(np.sqrt(ratio**2 + np.sum(shares * (np.square(ratios) - ratio**2))))
+
+
+def is_of_restlessness(traces, restlessness):
+    """
+    Whether a unit is but noise of restless stretches: most of its spikes are there, though they are short in all.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        Annotated by `find_restless_stretches`, or what was made of such.
+    restlessness : np.ndarray, float64, shape (n_spikes,)
+        Of its spikes, see `measure_restlessness`.
+    """
+    if np.mean(restlessness > 1) <= MAX_SHARE:
+        return False
+    segments = traces.get_annotation(ANNOTATION, copy=False)
+    return np.mean([ratio > 1 for stretches in segments for ratio, _, _ in stretches]) <= SMALL_SHARE

@@ -10,9 +10,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from spikeinterface_huidurep.restlessness import (
     ANNOTATION,
     CALM,
+    MAX_DIRECTIONS,
     STRETCH_S,
     describe_stretch,
     find_restless_stretches,
+    is_of_restlessness,
     measure_level,
     measure_restlessness,
     spread_restlessness,
@@ -116,3 +118,33 @@ def test_stretches_beside_restless_ones_are_restless():
     large, small = (3.0, [], []), (2.0, [], [])
     spread = spread_restlessness([CALM, CALM, large, CALM, small, CALM])
     assert spread == [CALM, large, large, large, small, small]
+
+
+@pytest.mark.parametrize("n_loud", [5, 400])
+def test_units_of_short_restlessness(n_loud):
+    noise = make_noise()
+    n_samples = int(STRETCH_S * SAMPLING_FREQUENCY)
+    noise[: n_loud * n_samples] *= 3
+    recording = make_recording(noise)
+    is_short = n_loud == 5  # of 1000 stretches
+    assert is_of_restlessness(recording, np.array([3.0, 3.0, 1.0])) == is_short
+    assert not is_of_restlessness(recording, np.array([3.0, 1.0]))
+
+
+def test_without_restlessness_no_unit_is_of_it():
+    assert not is_of_restlessness(make_recording(make_noise()), np.ones(3))
+
+
+def test_a_lick_is_restless():
+    noise = make_noise()
+    lick = slice(LOUD.start, LOUD.start + int(0.02 * SAMPLING_FREQUENCY))
+    noise[lick] += 5 * np.sin(np.linspace(0, 12 * np.pi, lick.stop - lick.start))[:, None]
+    recording = make_recording(noise)
+    assert measure(recording, [LOUD_S[0] + 0.01])[0] > 1.5
+    assert_array_equal(measure(recording, [LOUD_S[0] - 0.05, LOUD_S[0] + 0.07]), 1.0)
+
+
+def test_only_the_largest_directions_are_kept():
+    noise = np.random.default_rng(0).standard_normal((100, 64))
+    _, directions, ratios = describe_stretch(noise, 1.0, 1.0)
+    assert len(directions) == len(ratios) == MAX_DIRECTIONS
