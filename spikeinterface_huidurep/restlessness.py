@@ -3,8 +3,8 @@ Stretches of time in which the noise is larger, as when the animal chews, or lic
 
 Peaks of that noise would be clustered as if they were spikes, and matching finds the templates of neurons in it. So a
 spike has to be larger there to count, by as much as the noise is, along its own waveform: most of such noise is common
-to the channels. And a unit must not have most of its spikes there, where that is but a small part of the time. What the
-noise of the stretches is like is kept as an annotation of the traces.
+to the channels. And a unit that hardly fires elsewhere is made of it. What the noise of the stretches is like is kept
+as an annotation of the traces.
 """
 
 import logging
@@ -24,7 +24,7 @@ MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it
 MAX_DIRECTIONS = 4  # noise that is common to the channels has hardly more; a short stretch always seems to have some
 MIN_EXCESS = 1.25  # of the noise SD in a direction to that on the channels
 MAX_DEFLECTION = 3.0  # noise SD; more is not noise
-SMALL_SHARE, MAX_SHARE = 0.05, 0.5  # of the time that is restless, and of the spikes of a unit that are there
+MAX_RATE_RATIO = 20.0  # of a unit, there to elsewhere; true ones reach 6, as noise is found with their templates
 CALM = (1.0, (), ())
 
 
@@ -34,7 +34,7 @@ def find_restless_stretches(traces):
 
     The annotation holds for each segment stretches of the same length: how much larger the noise is on the channels (1
     where it is not), directions in which it is larger still (unit vectors over the channels), and by how much in each.
-    Stretches beside restless ones are taken for restless, too.
+    Stretches beside restless ones are taken to be as restless.
 
     Parameters
     ----------
@@ -95,12 +95,9 @@ def describe_stretch(stretch, level, usual):
 
 
 def spread_restlessness(stretches):
-    """Calm stretches, tuples as `describe_stretch` returns them, get the larger noise of the two beside them."""
+    """Every stretch, a tuple as `describe_stretch` returns it, gets the largest noise of its own and the two beside."""
     padded = [CALM, *stretches, CALM]
-    return [
-        stretch if stretch is not CALM else max(before, after, key=lambda values: values[0])
-        for before, stretch, after in zip(padded, stretches, padded[2:], strict=False)
-    ]
+    return [max(three, key=lambda values: values[0]) for three in zip(padded, stretches, padded[2:], strict=False)]
 
 
 def measure_restlessness(traces, samples, segment_indices, waveform=None):
@@ -141,7 +138,7 @@ def measure_along(ratio, directions, ratios, waveform):
 
 def is_of_restlessness(traces, restlessness):
     """
-    Whether a unit is but noise of restless stretches: most of its spikes are there, though they are short in all.
+    Whether a unit is but noise of restless stretches: it fires MAX_RATE_RATIO times as often there as elsewhere.
 
     Parameters
     ----------
@@ -150,7 +147,9 @@ def is_of_restlessness(traces, restlessness):
     restlessness : np.ndarray, float64, shape (n_spikes,)
         Of its spikes, see `measure_restlessness`.
     """
-    if np.mean(restlessness > 1) <= MAX_SHARE:
+    n_there = np.sum(restlessness > 1)
+    if n_there == 0:
         return False
     segments = traces.get_annotation(ANNOTATION, copy=False)
-    return np.mean([ratio > 1 for stretches in segments for ratio, _, _ in stretches]) <= SMALL_SHARE
+    share = np.mean([ratio > 1 for stretches in segments for ratio, _, _ in stretches])
+    return n_there * (1 - share) > MAX_RATE_RATIO * (len(restlessness) - n_there) * share

@@ -116,19 +116,17 @@ def test_noise_of_independent_channels_has_no_direction(n_channels):
 
 def test_stretches_beside_restless_ones_are_restless():
     large, small = (3.0, [], []), (2.0, [], [])
-    spread = spread_restlessness([CALM, CALM, large, CALM, small, CALM])
-    assert spread == [CALM, large, large, large, small, small]
+    spread = spread_restlessness([CALM, CALM, large, small, CALM, small, CALM])
+    assert spread == [CALM, large, large, large, small, small, small]
 
 
-@pytest.mark.parametrize("n_loud", [5, 400])
-def test_units_of_short_restlessness(n_loud):
+@pytest.mark.parametrize(("n_loud", "n_there"), [(10, 1), (100, 4), (500, 25)])
+def test_units_of_restlessness(n_loud, n_there):
     noise = make_noise()
-    n_samples = int(STRETCH_S * SAMPLING_FREQUENCY)
-    noise[: n_loud * n_samples] *= 3
+    noise[: int(n_loud * STRETCH_S * SAMPLING_FREQUENCY)] *= 3  # of 1000 stretches, and one more beside them
     recording = make_recording(noise)
-    is_short = n_loud == 5  # of 1000 stretches
-    assert is_of_restlessness(recording, np.array([3.0, 3.0, 1.0])) == is_short
-    assert not is_of_restlessness(recording, np.array([3.0, 1.0]))
+    assert is_of_restlessness(recording, np.repeat([3.0, 1.0], [n_there + 1, 1]))
+    assert not is_of_restlessness(recording, np.repeat([3.0, 1.0], [n_there, 5]))
 
 
 def test_without_restlessness_no_unit_is_of_it():
