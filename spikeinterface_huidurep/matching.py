@@ -6,7 +6,6 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 from spikeinterface.sortingcomponents.tools import clean_templates, compute_sparsity_from_peaks_and_label
 
-from spikeinterface_huidurep.footprints import leave_out_far_reaching
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
@@ -42,8 +41,7 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
     has_label = labels >= 0
     if not np.any(has_label):
         return None
-    means = average_peaks(traces, peaks[has_label], labels[has_label], params, job_kwargs)
-    return keep_templates_of_neurons(means, np.unique(labels[has_label], return_counts=True)[1], params)
+    return keep_large_templates(average_peaks(traces, peaks[has_label], labels[has_label], params, job_kwargs), params)
 
 
 def average_peaks(traces, peaks, labels, params, job_kwargs):
@@ -72,26 +70,23 @@ def average_peaks(traces, peaks, labels, params, job_kwargs):
     return average_spikes(traces, sorting, nbefore, nafter, sparsity.mask, job_kwargs)
 
 
-def keep_templates_of_neurons(templates, n_spikes, params):
+def keep_large_templates(templates, params):
     """
-    Templates that reach `min_snr` on a channel and fade around it, on the channels where they are MIN_CHANNEL_PTP or
-    larger.
+    Templates that reach `min_snr` on a channel, on the channels where they are MIN_CHANNEL_PTP or larger.
 
     Parameters
     ----------
     templates : spikeinterface.core.Templates
         In multiples of the noise SD.
-    n_spikes : np.ndarray, int, shape (n_units,)
-        Number of spikes that each is the mean of.
     params : SorterParams
 
     Returns
     -------
     templates : None | spikeinterface.core.Templates
-        Sparse; None if none is left.
+        Sparse; None if none is as large.
     """
     templates = clean_templates(
-        leave_out_far_reaching(templates, n_spikes),
+        templates,
         sparsify_threshold=MIN_CHANNEL_PTP,
         noise_levels=np.ones(templates.num_channels),
         min_snr=params.min_snr,

@@ -16,7 +16,7 @@ from spikeinterface.core.sparsity import ChannelSparsity
 from spikeinterface.preprocessing import center
 
 from spikeinterface_huidurep.detection import choose_noise_chunks
-from spikeinterface_huidurep.matching import average_peaks, keep_templates_of_neurons
+from spikeinterface_huidurep.matching import average_peaks, keep_large_templates
 from spikeinterface_huidurep.merging import shift_waveforms
 from spikeinterface_huidurep.residuals import take_away
 
@@ -50,8 +50,7 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
     means = average_peaks(rest, refined.peaks, refined.labels, params, job_kwargs)
     own = average_own_templates(templates, refined) * means.sparsity_mask[:, None, :]
     whole = replace(means, templates_array=means.get_dense_templates() + own, sparsity_mask=None)
-    n_spikes = np.unique(refined.labels, return_counts=True)[1]
-    return join_templates(kept, keep_templates_of_neurons(whole, n_spikes, params))
+    return join_templates(kept, keep_large_templates(whole, params))
 
 
 def average_own_templates(templates, refined):
