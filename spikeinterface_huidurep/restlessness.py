@@ -13,12 +13,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from spikeinterface_huidurep.artifacts import MANY_CHANNELS
 from spikeinterface_huidurep.whitening import noise_levels
 
 logger = logging.getLogger(__name__)
 
 ANNOTATION = "restless_stretches"
-STRETCH_S = 0.02  # as a lick; in half of it a few spikes of a large neuron seem to be noise
+STRETCH_S = 0.02  # as long as a lick
+STRETCH_ON_FEW_S = 0.1  # on few channels, where a burst of one neuron seems to be noise, too: longer than it is
 VALUES_OF_STRETCH = 10_000  # are looked at
 MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it, too, but not as much
 MAX_DIRECTIONS = 4  # noise that is common to the channels has hardly more; a short stretch always seems to have some
@@ -41,13 +43,14 @@ def find_restless_stretches(traces):
     traces : BaseRecording
         In multiples of the noise SD.
     """
-    readers = [split_segment(traces, index) for index in range(traces.get_num_segments())]
+    stretch_s = STRETCH_S if traces.get_num_channels() >= MANY_CHANNELS else STRETCH_ON_FEW_S
+    readers = [split_segment(traces, index, stretch_s) for index in range(traces.get_num_segments())]
     levels = [[measure_level(read()) for read in of_segment] for of_segment in readers]
     usual = np.median(np.concatenate(levels))
     n_restless = np.sum(np.concatenate(levels) > MIN_RATIO * usual)
     if n_restless == 0:
         return
-    logger.info("noise is larger for %.1f s: spikes have to be larger there, too", n_restless * STRETCH_S)
+    logger.info("noise is larger for %.1f s: spikes have to be larger there, too", n_restless * stretch_s)
     stretches = [
         [
             describe_stretch(read(), level, usual) if level > MIN_RATIO * usual else CALM
@@ -58,10 +61,10 @@ def find_restless_stretches(traces):
     traces.annotate(**{ANNOTATION: [spread_restlessness(of_segment) for of_segment in stretches]})
 
 
-def split_segment(traces, segment_index):
-    """Functions that read stretches of STRETCH_S or little more, all of a segment, one after the other."""
+def split_segment(traces, segment_index, stretch_s):
+    """Functions that read stretches of `stretch_s` or little more, all of a segment, one after the other."""
     n_samples = traces.get_num_samples(segment_index)
-    n_stretches = max(1, int(n_samples / (STRETCH_S * traces.sampling_frequency)))
+    n_stretches = max(1, int(n_samples / (stretch_s * traces.sampling_frequency)))
     edges = np.linspace(0, n_samples, n_stretches + 1).astype(int).tolist()
     return [partial(traces.get_traces, segment_index, *edge) for edge in pairwise(edges)]
 
