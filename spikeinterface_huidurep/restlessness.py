@@ -21,6 +21,7 @@ logger = logging.getLogger(__name__)
 ANNOTATION = "restless_stretches"
 STRETCH_S = 0.02  # as long as a lick
 STRETCH_ON_FEW_S = 0.1  # on few channels, where a burst of one neuron seems to be noise, too: longer than it is
+N_BESIDE = 2  # stretches that are as restless, before and after: such noise comes and goes
 VALUES_OF_STRETCH = 10_000  # are looked at
 MIN_RATIO = 1.5  # of its noise SD to that of most of them; many spikes raise it, too, but not as much
 MAX_DIRECTIONS = 4  # noise that is common to the channels has hardly more; a short stretch always seems to have some
@@ -36,7 +37,7 @@ def find_restless_stretches(traces):
 
     The annotation holds for each segment stretches of the same length: how much larger the noise is on the channels (1
     where it is not), directions in which it is larger still (unit vectors over the channels), and by how much in each.
-    Stretches beside restless ones are taken to be as restless.
+    Up to N_BESIDE stretches beside restless ones are taken to be as restless.
 
     Parameters
     ----------
@@ -98,9 +99,11 @@ def describe_stretch(stretch, level, usual):
 
 
 def spread_restlessness(stretches):
-    """Every stretch, a tuple as `describe_stretch` returns it, gets the largest noise of its own and the two beside."""
-    padded = [CALM, *stretches, CALM]
-    return [max(three, key=lambda values: values[0]) for three in zip(padded, stretches, padded[2:], strict=False)]
+    """Every stretch, a tuple as of `describe_stretch`, gets the largest noise of its own and the N_BESIDE on each side."""
+    calm = [CALM] * N_BESIDE
+    padded = [*calm, *stretches, *calm]
+    shifted = (padded[first:] for first in range(2 * N_BESIDE + 1))
+    return [max(near, key=lambda stretch: stretch[0]) for near in zip(*shifted, strict=False)]
 
 
 def measure_restlessness(traces, samples, segment_indices, waveform=None):
