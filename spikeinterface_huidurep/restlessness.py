@@ -99,7 +99,7 @@ def describe_stretch(stretch, level, usual):
 
 
 def spread_restlessness(stretches):
-    """Every stretch, a tuple as of `describe_stretch`, gets the largest noise of its own and the N_BESIDE on each side."""
+    """Every stretch, a tuple as of `describe_stretch`, gets the largest noise of its own and N_BESIDE on each side."""
     calm = [CALM] * N_BESIDE
     padded = [*calm, *stretches, *calm]
     shifted = (padded[first:] for first in range(2 * N_BESIDE + 1))
