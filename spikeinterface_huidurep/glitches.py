@@ -13,7 +13,7 @@ from spikeinterface.preprocessing.basepreprocessor import BasePreprocessor, Base
 from spikeinterface_huidurep.whitening import noise_levels, read_random_chunks
 
 MIN_GLITCH = 30.0  # noise SD
-MAX_SHARE = 0.1  # of it on the channels near it; of 1087 real units of 200 uV the second channel has at least 0.16
+MAX_SHARE = 0.1  # of it on channels near it; of 1087 real units of 200 uV or more the second channel has at least 0.16
 NEAR_UM = 30.0  # where no channel is as near, nothing is a glitch
 GLITCH_MS = 1.0  # within which the deflections of channels are compared
 MARGIN_MS = 6.0  # the band-pass filter rings so long after a glitch of hundreds of noise SD

@@ -100,10 +100,8 @@ def describe_stretch(stretch, level, usual):
 
 def spread_restlessness(stretches):
     """Every stretch, a tuple as of `describe_stretch`, gets the largest noise of its own and N_BESIDE on each side."""
-    calm = [CALM] * N_BESIDE
-    padded = [*calm, *stretches, *calm]
-    shifted = (padded[first:] for first in range(2 * N_BESIDE + 1))
-    return [max(near, key=lambda stretch: stretch[0]) for near in zip(*shifted, strict=False)]
+    near = (stretches[max(0, index - N_BESIDE) : index + N_BESIDE + 1] for index in range(len(stretches)))
+    return [max(some, key=lambda stretch: stretch[0]) for some in near]
 
 
 def measure_restlessness(traces, samples, segment_indices, waveform=None):

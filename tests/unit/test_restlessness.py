@@ -11,6 +11,7 @@ from spikeinterface_huidurep.restlessness import (
     ANNOTATION,
     CALM,
     MAX_DIRECTIONS,
+    N_BESIDE,
     STRETCH_ON_FEW_S,
     describe_stretch,
     find_restless_stretches,
@@ -70,10 +71,11 @@ def test_many_spikes_are_no_noise():
 def test_larger_noise(gain, caplog):
     caplog.set_level(logging.INFO)
     recording = make_recording(make_noise(gain))
-    outside = [0.0, LOUD_S[0] - 2.2 * STRETCH_ON_FEW_S, LOUD_S[1] + 2.2 * STRETCH_ON_FEW_S, 19.99]
+    near_s, far_s = (N_BESIDE - 0.2) * STRETCH_ON_FEW_S, (N_BESIDE + 0.2) * STRETCH_ON_FEW_S
+    outside = [0.0, LOUD_S[0] - far_s, LOUD_S[1] + far_s, 19.99]
     assert_array_equal(measure(recording, outside), 1.0)
     assert_allclose(measure(recording, [8.0, 10.0, 11.99]), gain, rtol=0.1)
-    beside = [LOUD_S[0] - 1.8 * STRETCH_ON_FEW_S, LOUD_S[1] + 1.8 * STRETCH_ON_FEW_S]
+    beside = [LOUD_S[0] - near_s, LOUD_S[1] + near_s]
     assert_allclose(measure(recording, beside), gain, rtol=0.1)
     assert "noise is larger for 4.0 s" in caplog.text
 
