@@ -100,7 +100,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 @pytest.mark.parametrize(
     "name, layout, n_samples",
-    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v1"))],
+    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v1", "v2"))],
 )
 def test_shipped_configs_load(name, layout, n_samples):
     train_config, _, encoder_config = load_config(name)
