@@ -125,6 +125,10 @@ def test_bad_weights_are_refused(encoder, tmp_path):
     save_file(state, tmp_path / "config.safetensors", metadata=dict(metadata, config='{"depth": 3}'))
     with pytest.raises(ValueError, match="no readable encoder configuration"):
         load_encoder(tmp_path / "config.safetensors")
+    metadata["config"] = json.dumps(encoder.config.to_dict() | {"sampling_frequency": 20_000.0})
+    save_file(encoder.state_dict(), tmp_path / "slow.safetensors", metadata=metadata)
+    with pytest.raises(ValueError, match="at 20000 Hz; spikes are embedded at 30000 Hz"):
+        load_encoder(tmp_path / "slow.safetensors")
 
 
 def test_shipped_weights_load_and_fit_their_card():
