@@ -14,7 +14,7 @@ import numpy as np
 from scipy.linalg import eigh
 from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
 
-from spikeinterface_huidurep.waveforms import MODEL_HZ
+from spikeinterface_huidurep.model import MODEL_HZ
 
 MAX_TESTED_SPIKES = 500  # of one cluster; more do not change the verdict
 MAX_LAG = 15  # samples at MODEL_HZ: the same spike may be aligned on different extrema on two channels

@@ -3,9 +3,10 @@
 import numpy as np
 from spikeinterface.core.node_pipeline import PeakRetriever, PipelineNode, run_node_pipeline
 
+from spikeinterface_huidurep.model import MODEL_HZ
+
 MAX_CHANNELS = 12  # channels that describe a spike
 N_SAMPLES, N_BEFORE = 64, 24  # of the shipped encoder, at MODEL_HZ
-MODEL_HZ = 30_000.0
 ALIGN_MS = 0.2  # the extremum is looked for this far from the detected sample
 N_SHIFTS = 8  # sub-sample positions of the extremum that are told apart
 SINC_HALF_WIDTH = 8  # samples to each side that interpolate a value

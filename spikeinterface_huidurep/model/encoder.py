@@ -8,6 +8,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import MODEL_HZ
+
 # |log| above which the inverse compression is clipped: 8 * (exp(6) - 1) = 3200 noise SD, no spike is that large.
 MAX_COMPRESSED = 6.0
 
@@ -24,7 +26,7 @@ class EncoderConfig:
     """Samples of one waveform at `sampling_frequency`."""
     n_before: int = 24
     """Sample of the trough on the centre channel."""
-    sampling_frequency: float = 30000.0
+    sampling_frequency: float = MODEL_HZ
     """Hz. Waveforms of other recordings are resampled to it."""
     width: int = 96
     """Dimensions of a token."""
@@ -58,14 +60,24 @@ class EncoderConfig:
     """Amplitude (noise SD) where the input turns from linear to logarithmic."""
 
     def __post_init__(self):
-        if self.width % self.n_heads != 0:
-            raise ValueError(f"width must be a multiple of n_heads, got width={self.width}, n_heads={self.n_heads}")
-        if not 0 <= self.n_before < self.n_samples:
-            raise ValueError(f"n_before must be in [0, n_samples), got {self.n_before} of {self.n_samples}")
+        check_config(self)
 
     def to_dict(self):
         """Plain dictionary, JSON-simple."""
         return asdict(self)
+
+
+def check_config(config):
+    """Raise ValueError if the fields that all encoders have cannot be: width, n_heads, n_samples, n_before and rate."""
+    if config.width % config.n_heads != 0:
+        raise ValueError(f"width must be a multiple of n_heads, got width={config.width}, n_heads={config.n_heads}")
+    if not 0 <= config.n_before < config.n_samples:
+        raise ValueError(f"n_before must be in [0, n_samples), got {config.n_before} of {config.n_samples}")
+    if config.sampling_frequency != MODEL_HZ:
+        raise ValueError(
+            f"it wants waveforms at {config.sampling_frequency:g} Hz; spikes are embedded at {MODEL_HZ:g} Hz, whatever "
+            "the recording has: train an encoder at that"
+        )
 
 
 def compress_amplitude(waveforms, compression_sd=8.0):

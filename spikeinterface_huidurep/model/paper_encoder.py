@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from .encoder import check_shapes, compress_amplitude, expand_amplitude
+from . import MODEL_HZ
+from .encoder import check_config, check_shapes, compress_amplitude, expand_amplitude
 
 N_EXTRA_LAYERS = 12  # of the encoder, beyond `num_layers`
 N_FEWER_LAYERS = 2  # of the denoiser, below `num_layers`
@@ -43,7 +44,7 @@ class PaperConfig:
     """Samples of one waveform at `sampling_frequency`."""
     n_before: int = 42
     """Sample of the trough on the centre channel."""
-    sampling_frequency: float = 30000.0
+    sampling_frequency: float = MODEL_HZ
     """Hz. Waveforms of other recordings are resampled to it."""
     width: int = 64
     """Dimensions of a token."""
@@ -57,10 +58,7 @@ class PaperConfig:
     def __post_init__(self):
         if self.num_layers < N_FEWER_LAYERS:
             raise ValueError(f"num_layers must be at least {N_FEWER_LAYERS}, got {self.num_layers}")
-        if self.width % self.n_heads != 0:
-            raise ValueError(f"width must be a multiple of n_heads, got width={self.width}, n_heads={self.n_heads}")
-        if not 0 <= self.n_before < self.n_samples:
-            raise ValueError(f"n_before must be in [0, n_samples), got {self.n_before} of {self.n_samples}")
+        check_config(self)
 
     def to_dict(self):
         """Plain dictionary, JSON-simple."""

@@ -132,7 +132,6 @@ def _check_exists(path):
 
 
 def _read_config(metadata, path):
-    from ..waveforms import MODEL_HZ
     from .layouts import DEFAULT_LAYOUT, find_config_class
 
     if metadata.get("format") != FORMAT_NAME:
@@ -145,12 +144,6 @@ def _read_config(metadata, path):
         )
     try:
         config_class = find_config_class(metadata.get("layout", DEFAULT_LAYOUT))
-        config = config_class(**json.loads(metadata["config"]))
+        return config_class(**json.loads(metadata["config"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no readable encoder configuration: {error}") from error
-    if config.sampling_frequency != MODEL_HZ:
-        raise ValueError(
-            f"{path} wants waveforms at {config.sampling_frequency:g} Hz; spikes are embedded at {MODEL_HZ:g} Hz, "
-            "whatever the recording has: train an encoder at that"
-        )
-    return config

@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from ..model import MODEL_HZ
 from .probes import N_SITE_CHANNELS, draw_site, make_neuropixels_1, measure_correlation
 from .real import RealSource
-from .units import DEFAULT_WINDOW, SAMPLING_FREQUENCY, Units, draw_amplitudes, draw_uniform
+from .units import DEFAULT_WINDOW, Units, draw_amplitudes, draw_uniform
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ class SyntheticSource:
 def draw_neuron_spectra(n_units, window, generator):
     """Spectra of the parts of random neurons: part 1 is the soma, part 0 the other side. (b, N_PARTS, n_bins)."""
     column = lambda low, high: draw_uniform((n_units, 1, 1), low, high, generator)  # noqa: E731
-    milliseconds = ((torch.arange(window.n_fft) - window.origin) / (SAMPLING_FREQUENCY / 1000)).reshape(1, 1, -1)
+    milliseconds = ((torch.arange(window.n_fft) - window.origin) / (MODEL_HZ / 1000)).reshape(1, 1, -1)
     steps = torch.arange(-1, N_PARTS - 1).float().reshape(1, -1, 1)
     distance_steps = steps.abs()
     delay = distance_steps * torch.exp(column(math.log(0.01), math.log(0.12)))  # ms between neighbouring parts

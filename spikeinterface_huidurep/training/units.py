@@ -7,7 +7,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-SAMPLING_FREQUENCY = 30000.0
 MAX_SHIFT = 45  # samples: room for collisions, after what is cut out
 ROOM_BEFORE = 24  # samples, before what is cut out
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from ..model import MODEL_HZ
 from ..model.encoder import compress_amplitude
-from .units import SAMPLING_FREQUENCY, Window, draw_uniform
+from .units import Window, draw_uniform
 
 MAX_CHANNELS = 12
 RADIUS_UM = 120.0
@@ -138,7 +139,7 @@ def draw_filters(n_sites, config, window, generator):
         Amplitude responses; `noise_shape` gives noise of unit SD.
     """
     column = lambda low, high: draw_uniform((n_sites, 1), low, high, generator)  # noqa: E731
-    frequency = (torch.arange(window.n_bins) * (SAMPLING_FREQUENCY / window.n_fft)).clamp(min=1.0)
+    frequency = (torch.arange(window.n_bins) * (MODEL_HZ / window.n_fft)).clamp(min=1.0)
     low_hz, high_hz, roll_off_hz = column(200, 450), column(3500, 7000), column(400, 1500)
     band = (1 + (low_hz / frequency) ** 8) ** -0.5
     band = band * (0.5 + 0.5 * torch.cos(torch.pi * ((frequency - high_hz) / roll_off_hz).clamp(0, 1)))

@@ -88,6 +88,8 @@ def test_config_is_checked():
         EncoderConfig(width=30, n_heads=4)
     with pytest.raises(ValueError, match="n_before"):
         EncoderConfig(n_before=64)
+    with pytest.raises(ValueError, match="at 20000 Hz; spikes are embedded at 30000 Hz"):
+        EncoderConfig(sampling_frequency=20_000.0)
 
 
 def test_saved_weights_come_back(encoder, tmp_path):
