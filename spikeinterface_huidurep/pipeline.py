@@ -211,8 +211,16 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             break
         templates = new_templates
         shutil.rmtree(spikes_folder, ignore_errors=True)
-    if residuals is None:
-        return sorting, templates, residuals
+    found = follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock)
+    true_units = find_true_units(*found, traces)
+    if len(true_units) == len(found[0].unit_ids):
+        return found
+    templates = templates.select_units(true_units)  # the others may have taken spikes from these
+    sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
+    clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are no leftovers")
+    sorting, templates, residuals = place_spikes(
+        traces, sorting, templates, clusters.neighborhoods, params.peak_sign, folder / "waveforms" / "true", job_kwargs
+    )
     return follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock)
 
 
@@ -227,12 +235,15 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     residuals : Residuals | None
         As they are, if none changes; None if no spikes are left.
     """
+    if residuals is None:
+        return sorting, templates, residuals
     changes = find_changes(sorting, residuals, split_time(traces))
     n_changed = len(changes.find_units())
     if n_changed > 0:
         sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
-        spikes_folder = folder / "waveforms" / "spikes_followed"
+        spikes_folder = folder / "waveforms" / "followed"
+        shutil.rmtree(spikes_folder, ignore_errors=True)
         sorting, templates, residuals = place_spikes(
             traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs, changes
         )
@@ -295,6 +306,22 @@ def find_neurons(sorting, templates, norms, traces):
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
     return link(without_leftovers, templates, traces), shares, is_true
+
+
+def find_true_units(sorting, templates, residuals, traces):
+    """
+    The units that `find_neurons` does not take for what larger ones left over.
+
+    Returns
+    -------
+    unit_ids : np.ndarray
+        All of them if it takes all for leftovers, or there are no residuals.
+    """
+    if residuals is None:
+        return sorting.unit_ids
+    _, _, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
+    unit_indices = np.unique(sorting.to_spike_vector()["unit_index"][is_true])
+    return sorting.unit_ids[unit_indices] if len(unit_indices) > 0 else sorting.unit_ids
 
 
 def link(sorting, templates, traces):

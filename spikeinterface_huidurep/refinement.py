@@ -33,7 +33,7 @@ MAX_NORM = 16.0  # noise SD; most spikes of a neuron with a larger template were
 MIN_LARGER = 0.2  # of the spikes of a unit: where fewer are larger, its template is too large already
 LAGS = np.arange(-3, 4)  # samples that a spike may be off the others of its unit
 N_ALIGNMENTS = 4
-MIN_SHARPENING = 20.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
+MIN_SHARPENING = 8.0  # log-likelihood of a spike; a template that fits so much worse than it could is made anew
 
 
 @dataclass

@@ -34,7 +34,7 @@ MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that i
 RARE_NEURONS = ((20, 1.1, 4.85), (40, 1.02, 0.0), (100, 1.08, 4.4))  # spikes, times the others' spread, SD from them
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 MAX_SPREAD_OF_FAR = 1.6  # of parts beyond MAX_SEPARATION, where collisions are not: larger spikes vary more
-MIN_FAR_SPIKES = 60  # few are far away by chance
+FAR_PARTS = ((60, MAX_SEPARATION), (30, 6.0))  # spikes, SD from the largest; few are far away by chance
 N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
 MAX_NORM_OF_WEAK = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
 MAX_SEPARATION_OF_WEAK = 3.6  # SD; as MAX_SEPARATION; the halves of a uniform distribution are 3.5 apart
@@ -143,8 +143,11 @@ def is_far(vectors, others):
     -------
     is_far : bool
     """
-    is_small = len(vectors) < max(MIN_FAR_SPIKES, MIN_SHARE * (len(vectors) + len(others)))
-    return not is_small and separation(*project_on_difference(vectors, others)) > MAX_SEPARATION
+    n_part = len(vectors)
+    if n_part < MIN_SHARE * (n_part + len(others)):
+        return False
+    distance = separation(*project_on_difference(vectors, others))
+    return any(n_part >= n_spikes and distance > min_distance for n_spikes, min_distance in FAR_PARTS)
 
 
 def measure_spread(vectors):

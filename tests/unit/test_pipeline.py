@@ -16,6 +16,7 @@ from spikeinterface_huidurep.pipeline import (
     Clock,
     Clusters,
     find_neurons,
+    find_true_units,
     find_units,
     link,
     match_units,
@@ -249,6 +250,25 @@ def test_units_that_lose_all_spikes_when_they_are_followed(three_neurons, tmp_pa
     assert len(sorting.unit_ids) == 0 and residuals is None
 
 
+def test_units_are_matched_again_without_those_that_are_leftovers(three_neurons, tmp_path, monkeypatch):
+    """Half of the spikes of neuron 0 went to unit 5, which is taken for leftovers: they come back."""
+    _, peaks, neurons = three_neurons
+    labels = np.where((neurons == 0) & (np.arange(len(neurons)) % 2 == 0), 5, neurons)
+    unchanged = SimpleNamespace(replaced=[], n_spikes={}, add=lambda *_: unchanged)
+    monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
+    sorting, _, _ = find_units_of(three_neurons, labels, tmp_path / "with")
+    assert sorting.unit_ids.tolist() == [0, 1, 2, 5]
+
+    def take_5_for_leftovers(sorting, *_):
+        return None, None, sorting.unit_ids[sorting.to_spike_vector()["unit_index"]] != 5
+
+    monkeypatch.setattr(pipeline, "find_neurons", take_5_for_leftovers)
+    sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path / "without")
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1, 2]
+    assert_units_are_neurons(sorting, peaks, neurons)
+    assert_residuals_are_noise(residuals, sorting)
+
+
 def test_units_stay_where_their_parts_can_be_none(tmp_path):
     """Two clusters of the large spikes of one neuron are above `min_snr`, the mean of all its spikes is not."""
     rng = np.random.default_rng(0)
@@ -268,6 +288,21 @@ def test_units_stay_where_their_parts_can_be_none(tmp_path):
 
 
 # --- neurons ---
+
+
+@pytest.mark.parametrize(
+    "is_true, true_units",
+    [([1, 1, 1, 1], [4, 7]), ([1, 0, 0, 0], [4]), ([0, 0, 0, 1], [7]), ([0, 0, 0, 0], [4, 7])],
+)
+def test_units_of_which_all_spikes_are_leftovers_are_not_true(monkeypatch, is_true, true_units):
+    sorting = make_trains([1.0, 2.0], [3.0, 4.0], unit_ids=[4, 7])
+    monkeypatch.setattr(pipeline, "find_neurons", lambda *_: (None, None, np.array(is_true, dtype=bool)))
+    residuals = SimpleNamespace(measure_norms=lambda: None)
+    assert find_true_units(sorting, None, residuals, None).tolist() == true_units
+
+
+def test_units_without_residuals_are_true():
+    assert find_true_units(make_trains([1.0], unit_ids=[4]), None, None, None).tolist() == [4]
 
 
 @pytest.mark.parametrize("displacement_um, n_neurons", [(None, 2), ([0.0, 10.0] * 150, 1)])

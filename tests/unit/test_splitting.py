@@ -12,8 +12,8 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.merging import project_on_difference, separation
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
+    FAR_PARTS,
     MAX_NORM_OF_WEAK,
-    MIN_FAR_SPIKES,
     MIN_SEPARATION,
     RARE_NEURONS,
     find_differences,
@@ -364,10 +364,17 @@ def test_parts_far_from_the_largest_may_be_more_spread(spread, distance, is_neur
     assert find_part_beside_larger_one(100, spread, distance) == is_neuron
 
 
-@pytest.mark.parametrize("n_part, n_others", [(MIN_FAR_SPIKES - 1, 200), (100, 1000)])
-def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, n_others):
-    assert not find_part_beside_larger_one(n_part, 1.5, 8.0, n_others)
-    assert find_part_beside_larger_one(n_part, 1.0, 8.0, n_others)
+@pytest.mark.parametrize(
+    "n_part, n_others, distance", [(FAR_PARTS[1][0] - 1, 100, 9.0), (FAR_PARTS[0][0] - 1, 200, 5.5), (100, 1000, 9.0)]
+)
+def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, n_others, distance):
+    assert not find_part_beside_larger_one(n_part, 1.5, distance, n_others)
+
+
+@pytest.mark.parametrize("n_spikes, min_distance", FAR_PARTS)
+def test_the_fewer_spikes_a_part_has_the_farther_it_must_be(n_spikes, min_distance):
+    assert find_part_beside_larger_one(n_spikes, 1.5, min_distance + 1.5)
+    assert find_part_beside_larger_one(n_spikes, 1.0, distance=0.0)
 
 
 def test_parts_without_enough_spikes_are_not_likely():
