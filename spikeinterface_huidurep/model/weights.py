@@ -8,7 +8,7 @@ import hashlib
 import json
 from pathlib import Path
 
-SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "v1.safetensors"
+SHIPPED_WEIGHTS = Path(__file__).parent / "weights" / "v2.safetensors"
 FORMAT_NAME = "spikeinterface_huidurep.encoder"
 FORMAT_VERSION = "1"
 TORCH_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin")
@@ -32,7 +32,7 @@ def weights_version(path=None):
     Returns
     -------
     version : str
-        File name without suffix and the first 8 digits of its sha256, e.g. "v1-0a1b2c3d".
+        File name without suffix and the first 8 digits of its sha256, e.g. "v2-0a1b2c3d".
 
     Raises
     ------

@@ -1,10 +1,10 @@
 """
 Train the encoder without labels.
 
-    python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR
+    python -m spikeinterface_huidurep.training.train --config v2 --out FOLDER --data DIR
     python -m spikeinterface_huidurep.training.train --config smoke --out FOLDER
-    python -m spikeinterface_huidurep.training.train --config v1 --out FOLDER --data DIR --resume
-    python -m spikeinterface_huidurep.training.train --config v1 --change train.seed=1 --out FOLDER --data DIR
+    python -m spikeinterface_huidurep.training.train --config v2 --out FOLDER --data DIR --resume
+    python -m spikeinterface_huidurep.training.train --config v2 --change train.seed=1 --out FOLDER --data DIR
     python -m spikeinterface_huidurep.training.train --recording RECORDING --out my.safetensors
 
 `--config` is the name of a file in training/configs or the path of a toml file. FOLDER receives encoder.safetensors
@@ -286,7 +286,7 @@ def main(arguments=None):
     """Command line: see the top of this file."""
     parser = argparse.ArgumentParser(description="Train the spike encoder without labels.")
     parser.add_argument(
-        "--config", help="name in training/configs, or a toml file (default: v1; finetune with --recording)"
+        "--config", help="name in training/configs, or a toml file (default: v2; finetune with --recording)"
     )
     parser.add_argument("--out", required=True, help="output folder; with --recording the safetensors file to write")
     parser.add_argument("--data", help="folder with real waveforms and noise; synthetic data only without it")
@@ -313,7 +313,7 @@ def main(arguments=None):
     if options.recording is not None:
         _finetune(options)
         return
-    options.config = options.config or "v1"
+    options.config = options.config or "v2"
     command = f"python -m spikeinterface_huidurep.training.train --config {options.config} --out FOLDER"
     command += "".join(f" --change {change}" for change in options.change)
     command += (" --data DIR" if options.data else "") + (" --resume" if options.resume else "")

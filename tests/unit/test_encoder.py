@@ -141,7 +141,7 @@ def test_shipped_weights_load_and_fit_their_card():
     assert SHIPPED_WEIGHTS.stat().st_size < 10e6
     encoder = load_encoder()
     assert card["encoder_config"] == encoder.config.to_dict()
-    assert weights_version() == f"v1-{card['sha256'][:8]}"
+    assert weights_version() == f"v2-{card['sha256'][:8]}"
     with torch.inference_mode():
         assert torch.isfinite(encoder.encode(*make_spikes())).all()
 

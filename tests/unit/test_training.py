@@ -100,7 +100,7 @@ def test_training_lowers_the_loss(tmp_path):
 
 @pytest.mark.parametrize(
     "name, layout, n_samples",
-    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v1", "v2"))],
+    [("paper", "paper", 121), *((name, "channels", 64) for name in ("finetune", "smoke", "v2"))],
 )
 def test_shipped_configs_load(name, layout, n_samples):
     train_config, _, encoder_config = load_config(name)
@@ -109,16 +109,16 @@ def test_shipped_configs_load(name, layout, n_samples):
 
 def test_changed_fields_of_a_config():
     changes = {"train.seed": 7, "views.drift_probability": 0.0, "encoder.n_dims": 16}
-    train_config, view_config, encoder_config = load_config("v1", changes)
+    train_config, view_config, encoder_config = load_config("v2", changes)
     assert (train_config.seed, view_config.drift_probability, encoder_config.n_dims) == (7, 0.0, 16)
-    assert train_config.n_steps == load_config("v1")[0].n_steps
+    assert train_config.n_steps == load_config("v2")[0].n_steps
     for wrong in ("train.steps", "optimiser.steps", "seed"):
         with pytest.raises(ValueError, match="unknown"):
-            load_config("v1", {wrong: 3})
+            load_config("v2", {wrong: 3})
 
 
 def test_wrong_configs_are_named(tmp_path):
-    with pytest.raises(ValueError, match="finetune, paper, smoke, v1"):
+    with pytest.raises(ValueError, match="finetune, paper, smoke, v2"):
         load_config("v9")
     path = tmp_path / "mine.toml"
     path.write_text("[train]\nsteps = 3\n")
