@@ -282,6 +282,11 @@ def run_case(arguments, case, encoders):
         return extract_groups(recording, sorting, params, arguments.max_spikes, arguments.max_groups, window)
 
     groups = cut(N_SAMPLES, N_BEFORE)
+    if result.get("n_groups", len(groups)) != len(groups):
+        raise ValueError(
+            f"{path.name} has scores of {result['n_groups']} groups, not of {len(groups)} as here, and these cannot be "
+            "compared: give the --max-groups of before, or remove the file to start anew"
+        )
     result.update(n_groups=len(groups), n_units=[len(np.unique(group.units)) for group in groups])
     for size in sizes:
         result["features"][f"pca {size}{suffix}"] = score_groups(groups, make_pca(size), size)

@@ -20,12 +20,15 @@ MAX_JITTER_MS = 0.4  # between the largest extremum and the detected sample; far
 MAX_RESIDUAL_OFF_CENTRE = 0.5  # of the energy of such a template: detected on the flank of a spike, its mean is smeared
 MAX_RESIDUAL_OF_ONE = 0.6  # of what is left when only one of two is taken away
 MIN_REPEAT_MS = 0.12  # the same template this much earlier or later is no other neuron
+MAX_COUNT_RATIO = 2.0  # of two repeats with such numbers of spikes the smaller goes: it is smeared, or lacks channels
 N_FIRST = 3  # templates tried as the first of the two
 
 
 def remove_redundant_templates(templates, n_spikes, duration_s):
     """
-    Leave out templates that are a more frequent one at another time, or the sum of two and as rare as these coincide.
+    Leave out templates that are a better one at another time, or the sum of two and as rare as these coincide.
+
+    Better is the one that is not off centre, then the one that is far more frequent, then the larger one.
 
     Parameters
     ----------
@@ -49,6 +52,7 @@ def find_redundant_templates(templates, n_spikes, duration_s):
     max_shift, min_repeat = (round(ms * 1e-3 * templates.sampling_frequency) for ms in (MAX_SHIFT_MS, MIN_REPEAT_MS))
     max_shift = min(max_shift, templates.num_samples - 1)
     is_off_centre = find_off_centre(waveforms, templates.nbefore, templates.sampling_frequency)
+    energies = np.sum(waveforms**2, axis=(1, 2))
     is_redundant = np.zeros(len(waveforms), dtype=bool)
     for unit in np.lexsort((n_spikes, ~is_off_centre)):
         is_near = np.linalg.norm(locations_um - locations_um[unit], axis=1) <= MAX_DISTANCE_UM
@@ -58,9 +62,13 @@ def find_redundant_templates(templates, n_spikes, duration_s):
             continue
         left, shifts = subtract_best(waveforms[unit], waveforms[others], max_shift)
         is_frequent = n_spikes[others] >= n_spikes[unit]
-        is_better = np.where(is_off_centre[others] == is_off_centre[unit], is_frequent, is_off_centre[unit])
-        max_residual = np.where(is_off_centre[unit] & ~is_off_centre[others], MAX_RESIDUAL_OFF_CENTRE, MAX_RESIDUAL)
-        is_alike = left <= max_residual * np.sum(waveforms[unit] ** 2)
+        count_ratio = n_spikes[others] / n_spikes[unit]
+        is_as_frequent = np.maximum(count_ratio, 1 / count_ratio) <= MAX_COUNT_RATIO
+        is_better = np.where(is_as_frequent, energies[others] >= energies[unit], is_frequent)
+        is_better = np.where(is_off_centre[others] == is_off_centre[unit], is_better, is_off_centre[unit])
+        is_by_product = is_off_centre[unit] & ~is_off_centre[others]
+        energy = np.where(is_by_product, energies[unit], np.maximum(energies[unit], energies[others]))
+        is_alike = left <= np.where(is_by_product, MAX_RESIDUAL_OFF_CENTRE, MAX_RESIDUAL) * energy
         is_repeat = is_better & is_alike & (np.abs(shifts) >= min_repeat)
         coincidences = np.outer(n_spikes[others], n_spikes[others]) * (COINCIDENCE_MS * 1e-3 / duration_s)
         np.fill_diagonal(coincidences, 0)

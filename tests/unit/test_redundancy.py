@@ -47,6 +47,12 @@ def test_of_two_equally_frequent_repeats_one_stays():
     assert sum(find([FIRST, shift_samples(FIRST, 10)], [500, 500])) == 1
 
 
+@pytest.mark.parametrize(("n_repeat", "wanted"), [(400, [False, True]), (590, [False, True]), (610, [True, False])])
+@pytest.mark.parametrize("repeat", [0.95 * FIRST, FIRST * [1, 0, 1, 1]], ids=["smaller", "without a channel"])
+def test_of_two_repeats_about_as_frequent_the_smaller_goes(repeat, n_repeat, wanted):
+    assert find([FIRST, shift_samples(repeat.astype("float32"), 6)], [300, n_repeat]) == wanted
+
+
 def test_repeats_of_a_repeat_go():
     waveforms = [shift_samples(FIRST, shift) for shift in (10, 0, -10)]
     assert find(waveforms, [200, 1000, 300]) == [True, False, True]
