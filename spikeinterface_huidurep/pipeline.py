@@ -145,10 +145,12 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
 
     duration_s = traces.get_total_duration()
     if params.assignment == "matching":
-        sorting, templates, residuals = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
+        sorting, templates, residuals, links = find_units(
+            traces, clusters, templates, params, folder, job_kwargs, clock
+        )
         if len(sorting.unit_ids) == 0:
             return _find_nothing("the spikes found confirm none of the templates", traces)
-        neurons, shares, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
+        neurons, shares, is_true = links
         spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, duration_s)
         move_inside(spikes, traces)
         labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
@@ -176,6 +178,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
     Match the templates, look again at the units found and for missed ones, and match again while some change.
 
+    Units that turn out to be leftovers may have taken spikes from the others: these are matched again without them.
+
     Returns
     -------
     sorting : NumpySorting
@@ -184,14 +188,17 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         Of these units.
     residuals : Residuals | None
         Of the spikes of the last units; None if there were none.
+    links : (np.ndarray, np.ndarray, np.ndarray)
+        Of `find_neurons`.
     """
+    peak_sign, neighborhoods = params.peak_sign, clusters.neighborhoods
     n_spikes = made_of = clusters.count_spikes()
     for look in range(1 + MAX_REFINEMENTS):
         sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
         clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
         spikes_folder = folder / "waveforms" / f"spikes_{look}"
         sorting, templates, residuals = place_spikes(
-            traces, sorting, templates, clusters.neighborhoods, params.peak_sign, spikes_folder, job_kwargs
+            traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs
         )
         clock.log("place", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units are no noise")
         if residuals is None or look == MAX_REFINEMENTS:
@@ -211,22 +218,26 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
             break
         templates = new_templates
         shutil.rmtree(spikes_folder, ignore_errors=True)
-    found = follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock)
-    true_units = find_true_units(*found, traces)
-    if len(true_units) == len(found[0].unit_ids):
-        return found
-    templates = templates.select_units(true_units)  # the others may have taken spikes from these
+    units = follow_units(traces, sorting, templates, residuals, params, spikes_folder / "followed", job_kwargs, clock)
+    links = find_neurons(*units, traces)
+    sorting, templates, _ = units
+    true_units = sorting.unit_ids[np.unique(sorting.to_spike_vector()["unit_index"][links[2]])]
+    if len(true_units) in (0, len(sorting.unit_ids)):
+        return *units, links
+    shutil.rmtree(spikes_folder, ignore_errors=True)
+    templates = templates.select_units(true_units)
     sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
     clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are no leftovers")
-    sorting, templates, residuals = place_spikes(
-        traces, sorting, templates, clusters.neighborhoods, params.peak_sign, folder / "waveforms" / "true", job_kwargs
-    )
-    return follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock)
+    placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs)
+    units = follow_units(traces, *placed, params, spikes_folder / "followed", job_kwargs, clock)
+    return *units, find_neurons(*units, traces)
 
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
     """
     Match again where the waveforms of units change slowly.
+
+    The files of their residuals go to `folder`, which is made.
 
     Returns
     -------
@@ -242,10 +253,8 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     if n_changed > 0:
         sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
-        spikes_folder = folder / "waveforms" / "followed"
-        shutil.rmtree(spikes_folder, ignore_errors=True)
         sorting, templates, residuals = place_spikes(
-            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, spikes_folder, job_kwargs, changes
+            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, folder, job_kwargs, changes
         )
     clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
     return sorting, templates, residuals
@@ -275,7 +284,7 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     return sorting, templates.select_units(sorting.unit_ids)
 
 
-def find_neurons(sorting, templates, norms, traces):
+def find_neurons(sorting, templates, residuals, traces):
     """
     The units that are fragments of one neuron, and the spikes that are none but what larger ones left over.
 
@@ -287,8 +296,8 @@ def find_neurons(sorting, templates, norms, traces):
     sorting : NumpySorting
     templates : spikeinterface.core.Templates
         Of its units.
-    norms : np.ndarray, float32, shape (n_units,)
-        Of the templates, in noise SD.
+    residuals : Residuals | None
+        Of its spikes; None if there are none.
     traces : BaseRecording
 
     Returns
@@ -300,28 +309,14 @@ def find_neurons(sorting, templates, norms, traces):
     is_true : np.ndarray, bool, shape (n_spikes,)
         See `leftovers.find_true_spikes`.
     """
-    neurons = link(sorting, templates, traces)
+    if residuals is None:
+        return np.zeros(0, dtype="int64"), np.zeros(0, dtype="float32"), np.zeros(0, dtype=bool)
+    norms, neurons = residuals.measure_norms(), link(sorting, templates, traces)
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
     return link(without_leftovers, templates, traces), shares, is_true
-
-
-def find_true_units(sorting, templates, residuals, traces):
-    """
-    The units that `find_neurons` does not take for what larger ones left over.
-
-    Returns
-    -------
-    unit_ids : np.ndarray
-        All of them if it takes all for leftovers, or there are no residuals.
-    """
-    if residuals is None:
-        return sorting.unit_ids
-    _, _, is_true = find_neurons(sorting, templates, residuals.measure_norms(), traces)
-    unit_indices = np.unique(sorting.to_spike_vector()["unit_index"][is_true])
-    return sorting.unit_ids[unit_indices] if len(unit_indices) > 0 else sorting.unit_ids
 
 
 def link(sorting, templates, traces):

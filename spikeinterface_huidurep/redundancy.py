@@ -62,9 +62,9 @@ def find_redundant_templates(templates, n_spikes, duration_s):
             continue
         left, shifts = subtract_best(waveforms[unit], waveforms[others], max_shift)
         is_frequent = n_spikes[others] >= n_spikes[unit]
-        count_ratio = n_spikes[others] / n_spikes[unit]
-        is_as_frequent = np.maximum(count_ratio, 1 / count_ratio) <= MAX_COUNT_RATIO
-        is_better = np.where(is_as_frequent, energies[others] >= energies[unit], is_frequent)
+        rarer, more_frequent = np.sort([n_spikes[others], np.full(len(others), n_spikes[unit])], axis=0)
+        is_larger = energies[others] >= energies[unit]
+        is_better = np.where(more_frequent <= MAX_COUNT_RATIO * rarer, is_larger, is_frequent)
         is_better = np.where(is_off_centre[others] == is_off_centre[unit], is_better, is_off_centre[unit])
         is_by_product = is_off_centre[unit] & ~is_off_centre[others]
         energy = np.where(is_by_product, energies[unit], np.maximum(energies[unit], energies[others]))

@@ -16,7 +16,6 @@ from spikeinterface_huidurep.pipeline import (
     Clock,
     Clusters,
     find_neurons,
-    find_true_units,
     find_units,
     link,
     match_units,
@@ -156,7 +155,7 @@ def find_units_of(three_neurons, labels, folder, share_selected=1.0, params=PARA
         share_selected=share_selected,
     )
     templates = estimate_templates(traces, peaks, labels, params, JOB_KWARGS)
-    return find_units(traces, clusters, templates, params, folder, JOB_KWARGS, Clock())
+    return find_units(traces, clusters, templates, params, folder, JOB_KWARGS, Clock())[:3]
 
 
 def count_lines(caplog, stage):
@@ -250,23 +249,27 @@ def test_units_that_lose_all_spikes_when_they_are_followed(three_neurons, tmp_pa
     assert len(sorting.unit_ids) == 0 and residuals is None
 
 
-def test_units_are_matched_again_without_those_that_are_leftovers(three_neurons, tmp_path, monkeypatch):
-    """Half of the spikes of neuron 0 went to unit 5, which is taken for leftovers: they come back."""
+@pytest.mark.parametrize(
+    "leftovers, share, kept",
+    [([], 1, [0, 1, 2, 5]), ([5], 1, [0, 1, 2]), ([5], 0.5, [0, 1, 2, 5]), ([0, 1, 2, 5], 1, [0, 1, 2, 5])],
+)
+def test_units_are_matched_again_without_leftovers(three_neurons, tmp_path, monkeypatch, leftovers, share, kept):
+    """Half of the spikes of neuron 0 went to unit 5, and come back when this is taken for leftovers."""
     _, peaks, neurons = three_neurons
     labels = np.where((neurons == 0) & (np.arange(len(neurons)) % 2 == 0), 5, neurons)
     unchanged = SimpleNamespace(replaced=[], n_spikes={}, add=lambda *_: unchanged)
+
+    def take_for_leftovers(sorting, *_):
+        is_leftover = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
+        return None, None, ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
+
     monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
-    sorting, _, _ = find_units_of(three_neurons, labels, tmp_path / "with")
-    assert sorting.unit_ids.tolist() == [0, 1, 2, 5]
-
-    def take_5_for_leftovers(sorting, *_):
-        return None, None, sorting.unit_ids[sorting.to_spike_vector()["unit_index"]] != 5
-
-    monkeypatch.setattr(pipeline, "find_neurons", take_5_for_leftovers)
-    sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path / "without")
-    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1, 2]
-    assert_units_are_neurons(sorting, peaks, neurons)
+    monkeypatch.setattr(pipeline, "find_neurons", take_for_leftovers)
+    sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path)
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
     assert_residuals_are_noise(residuals, sorting)
+    if 5 not in kept:
+        assert_units_are_neurons(sorting, peaks, neurons)
 
 
 def test_units_stay_where_their_parts_can_be_none(tmp_path):
@@ -290,19 +293,9 @@ def test_units_stay_where_their_parts_can_be_none(tmp_path):
 # --- neurons ---
 
 
-@pytest.mark.parametrize(
-    "is_true, true_units",
-    [([1, 1, 1, 1], [4, 7]), ([1, 0, 0, 0], [4]), ([0, 0, 0, 1], [7]), ([0, 0, 0, 0], [4, 7])],
-)
-def test_units_of_which_all_spikes_are_leftovers_are_not_true(monkeypatch, is_true, true_units):
-    sorting = make_trains([1.0, 2.0], [3.0, 4.0], unit_ids=[4, 7])
-    monkeypatch.setattr(pipeline, "find_neurons", lambda *_: (None, None, np.array(is_true, dtype=bool)))
-    residuals = SimpleNamespace(measure_norms=lambda: None)
-    assert find_true_units(sorting, None, residuals, None).tolist() == true_units
-
-
-def test_units_without_residuals_are_true():
-    assert find_true_units(make_trains([1.0], unit_ids=[4]), None, None, None).tolist() == [4]
+def test_without_spikes_there_are_no_neurons():
+    for of_nothing in find_neurons(NumpySorting.from_unit_dict([{}], SAMPLING_FREQUENCY), None, None, None):
+        assert len(of_nothing) == 0
 
 
 @pytest.mark.parametrize("displacement_um, n_neurons", [(None, 2), ([0.0, 10.0] * 150, 1)])
@@ -338,6 +331,7 @@ def test_leftovers_do_not_hide_that_fragments_take_turns():
     templates = make_units((10, 3, 0), (6.5, 3, 0), (40, 8, 0))
     traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
     assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 2]
-    neurons, shares, is_true = find_neurons(sorting, templates, np.array([40.0, 30.0, 160.0]), traces)
+    residuals = SimpleNamespace(measure_norms=lambda: np.array([40.0, 30.0, 160.0]))
+    neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     assert neurons.tolist() in ([0, 0, 2], [1, 1, 2])
     assert np.sum(~is_true) == len(leftovers) and np.all(shares[~is_true] < 0.1)

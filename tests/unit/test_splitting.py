@@ -364,11 +364,10 @@ def test_parts_far_from_the_largest_may_be_more_spread(spread, distance, is_neur
     assert find_part_beside_larger_one(100, spread, distance) == is_neuron
 
 
-@pytest.mark.parametrize(
-    "n_part, n_others, distance", [(FAR_PARTS[1][0] - 1, 100, 9.0), (FAR_PARTS[0][0] - 1, 200, 5.5), (100, 1000, 9.0)]
-)
+@pytest.mark.parametrize("n_part, n_others, distance", [(FAR_PARTS[0][0] - 1, 200, 5.5), (100, 1000, 8.0)])
 def test_small_parts_far_from_the_largest_are_collisions_if_more_spread(n_part, n_others, distance):
     assert not find_part_beside_larger_one(n_part, 1.5, distance, n_others)
+    assert find_part_beside_larger_one(n_part, 1.0, distance, n_others)
 
 
 @pytest.mark.parametrize("n_spikes, min_distance", FAR_PARTS)
