@@ -9,9 +9,9 @@ import torch
 
 from ..model import MODEL_HZ
 from ..model.encoder import compress_amplitude
+from ..waveforms import MAX_CHANNELS
 from .units import Window, draw_uniform
 
-MAX_CHANNELS = 12
 RADIUS_UM = 120.0
 PEAK_WINDOW = (-20, 28)  # samples from the origin: where the trough of a filtered unit may lie
 MAX_BAND = 0.9  # of the Nyquist frequency: what the anti-aliasing of a slow recording leaves
