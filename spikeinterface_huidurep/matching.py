@@ -6,6 +6,7 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 from spikeinterface.sortingcomponents.tools import clean_templates, compute_sparsity_from_peaks_and_label
 
+from spikeinterface_huidurep.collisions import find_single_spikes
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
@@ -21,7 +22,7 @@ WEAK_NORM = 13.0  # noise SD; norm of a template below which that is possible
 
 def estimate_templates(traces, peaks, labels, params, job_kwargs):
     """
-    Mean waveforms of the clusters that can be units: frequent and large enough.
+    Mean waveforms of the clusters that can be units, large enough; spikes that collide with others are left out.
 
     Parameters
     ----------
@@ -41,7 +42,15 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
     has_label = labels >= 0
     if not np.any(has_label):
         return None
-    return keep_large_templates(average_peaks(traces, peaks[has_label], labels[has_label], params, job_kwargs), params)
+    peaks, labels = peaks[has_label], labels[has_label]
+    templates = keep_large_templates(average_peaks(traces, peaks, labels, params, job_kwargs), params)
+    if templates is None:
+        return None
+    is_large = np.isin(labels, templates.unit_ids)
+    peaks, labels = peaks[is_large], labels[is_large]
+    sorting, order = make_sorting(peaks["sample_index"], labels, peaks["segment_index"], traces.sampling_frequency)
+    kept = order[find_single_spikes(traces, sorting, templates, job_kwargs)]
+    return keep_large_templates(average_peaks(traces, peaks[kept], labels[kept], params, job_kwargs), params)
 
 
 def average_peaks(traces, peaks, labels, params, job_kwargs):
