@@ -22,6 +22,7 @@ from spikeinterface_huidurep.residuals import count_samples
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
+MIN_SHARE = 1 / 3  # of the energy of a change that is not chance; few reach it where nothing drifts, most where it does
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 
 
@@ -107,7 +108,7 @@ def borrow_changes(measured, blocks):
 
 def shrink_mean(values):
     """
-    Mean over the first axis, smaller by the share of its energy that chance would give.
+    Mean over the first axis, smaller by the share of its energy that chance would give; 0 where that is most of it.
 
     Parameters
     ----------
@@ -120,7 +121,8 @@ def shrink_mean(values):
     """
     mean = values.mean(axis=0)
     by_chance = np.sum((values - mean) ** 2) / (len(values) - 1) / len(values)
-    return mean * max(0.0, 1.0 - by_chance / max(np.sum(mean**2), 1e-12))
+    share = 1.0 - by_chance / max(np.sum(mean**2), 1e-12)
+    return mean * (share if share >= MIN_SHARE else 0.0)
 
 
 def match_changing_templates(traces, sorting, templates, changes, params, job_kwargs):
