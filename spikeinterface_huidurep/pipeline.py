@@ -44,6 +44,7 @@ from spikeinterface_huidurep.residuals import find_main_channels, place_spikes
 from spikeinterface_huidurep.results import (
     describe_units,
     join_groups,
+    keep_credible_units,
     save_clustering,
     save_results,
 )
@@ -170,6 +171,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     around = clusters.neighborhoods.make_sparsity_mask()[main_channels]
     sorting, posteriors = align_spikes(sorting, posteriors, filtered, around, params, job_kwargs)
     describe_units(sorting, templates, posteriors, main_channels)
+    sorting, posteriors = keep_credible_units(sorting, posteriors)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")
     return sorting, posteriors
 

@@ -10,9 +10,11 @@ from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.results import (
+    MIN_QUALITY,
     QUALITY_NORM,
     describe_units,
     join_groups,
+    keep_credible_units,
     save_clustering,
     save_results,
 )
@@ -93,6 +95,25 @@ def test_units_without_spikes_have_no_posterior():
     describe_units(sorting, make_templates(array), np.array([0.5]), np.zeros(2, "int64"))
     assert sorting.get_property("n_spikes").tolist() == [0, 1]
     assert sorting.get_property("mean_posterior").tolist() == [0, 0.5]
+
+
+def test_units_that_are_hardly_neurons_are_left_out():
+    sorting = make_sorting([5, 9, 12, 15], [0, 1, 2, 0])
+    sorting.set_property("quality", np.array([MIN_QUALITY, MIN_QUALITY - 0.01, 1.0]))
+    sorting.set_property("snr", np.array([3.0, 4.0, 5.0]))
+    kept, posteriors = keep_credible_units(sorting, np.array([0.1, 0.2, 0.3, 0.4]))
+    assert kept.unit_ids.tolist() == [0, 2]
+    assert kept.to_spike_vector()["sample_index"].tolist() == [5, 12, 15]
+    assert kept.get_property("snr").tolist() == [3.0, 5.0]
+    assert posteriors.tolist() == [0.1, 0.3, 0.4]
+
+
+def test_no_unit_may_be_left():
+    sorting = make_sorting([5, 9], [0, 1])
+    sorting.set_property("quality", np.zeros(2))
+    kept, posteriors = keep_credible_units(sorting, np.ones(2))
+    joined, of_joined = join_groups({0: kept}, {0: posteriors}, SAMPLING_FREQUENCY)
+    assert len(joined.unit_ids) == len(posteriors) == len(of_joined) == 0
 
 
 # --- groups ---
