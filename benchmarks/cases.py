@@ -22,6 +22,7 @@ MADE_DURATION_S = 150.0
 LARGE_DURATION_S = 60.0  # 384 channels of float32 are 2.8 GB
 SEED_FIELD = "{seed}"
 SNR_BAND_HZ = (300.0, 6000.0)
+MAX_FREQ_FRACTION = 0.45  # of the sampling rate
 
 
 @dataclass(frozen=True)
@@ -317,7 +318,9 @@ def prepare_case(case, folder, duration_s=None):
 
 def describe_true_units(recording, sorting):
     """SNR in the band of spikes and firing rate of each true unit: dict of lists, in the order of `unit_ids`."""
-    filtered = si.bandpass_filter(recording, *SNR_BAND_HZ, dtype="float32")
+    freq_min, freq_max = SNR_BAND_HZ
+    freq_max = min(freq_max, MAX_FREQ_FRACTION * recording.sampling_frequency)
+    filtered = si.bandpass_filter(recording, freq_min, freq_max, dtype="float32")
     analyzer = si.create_sorting_analyzer(sorting, filtered, sparse=False)
     analyzer.compute(
         dict(random_spikes=dict(seed=0), templates={}, noise_levels=dict(random_slices_kwargs=dict(seed=0)))

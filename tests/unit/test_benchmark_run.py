@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from spikeinterface.core import NumpySorting, append_recordings, append_sortings
+from spikeinterface.core import NumpySorting, append_recordings, append_sortings, generate_ground_truth_recording
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 
@@ -106,6 +106,17 @@ def test_a_prepared_case_that_cannot_be_moved_is_an_error(benchmarks, tmp_path):
     with pytest.raises(OSError):
         run.put_in_place(tmp_path / "tiny.1", tmp_path / "no_such_folder" / "tiny")
     assert (tmp_path / "tiny.1").exists()
+
+
+def test_true_units_are_described_at_low_sampling_rates(benchmarks):
+    from cases import describe_true_units
+
+    recording, sorting = generate_ground_truth_recording(
+        durations=[5.0], sampling_frequency=10_000.0, num_channels=2, num_units=2, seed=0
+    )
+    described = describe_true_units(recording, sorting)
+    assert described["unit"] == [str(unit_id) for unit_id in sorting.unit_ids]
+    assert min(described["snr"]) > 0
 
 
 def test_unknown_case_is_named(benchmarks):
