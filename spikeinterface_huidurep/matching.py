@@ -13,6 +13,7 @@ TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for smal
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
 MIN_SIZE = 0.95  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by
+MIN_SIZE_OF_ANY = 7.0  # noise SD; mean size of spikes that are no noise, however large the template
 MIN_SIMILARITY = 0.9  # cosine between their mean and the template
 MIN_CONFIRMED = 0.5  # of the spikes that the template was made of
 MAX_COINCIDENCE = 0.5  # share of the spikes of a unit that may be at those of a stronger one
@@ -262,7 +263,9 @@ def keep_confirmed_units(sorting, templates, made_of):
 
 def find_lasting_units(traces, sorting, templates, job_kwargs):
     """
-    Units whose spikes have a mean that is at least as large as their template, and like it.
+    Units whose spikes have a mean that is like their template, and as large, or larger than noise is.
+
+    Where only the largest spikes of a neuron were detected, its template is larger than the others.
 
     Parameters
     ----------
@@ -284,7 +287,8 @@ def find_lasting_units(traces, sorting, templates, job_kwargs):
     )
     norms_found, norms_expected = (np.linalg.norm(values, axis=1) for values in (found, expected))
     along = np.sum(found * expected, axis=1) / norms_expected
-    lasts = (along >= MIN_SIZE * norms_expected) & (along >= MIN_SIMILARITY * norms_found)
+    is_large = along >= np.minimum(MIN_SIZE * norms_expected, MIN_SIZE_OF_ANY)
+    lasts = is_large & (along >= MIN_SIMILARITY * norms_found)
     return sorting.unit_ids[lasts].tolist()
 
 

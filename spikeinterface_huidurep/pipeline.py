@@ -16,6 +16,7 @@ from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.confidence import assign_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
+from spikeinterface_huidurep.faint import add_faint_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
@@ -237,7 +238,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
     """
-    Match again where the waveforms of units change slowly.
+    Match again where the waveforms of units change slowly, and look for the faint spikes of weak units.
 
     The files of their residuals go to `folder`, which is made.
 
@@ -246,7 +247,7 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     sorting : NumpySorting
     templates : spikeinterface.core.Templates
     residuals : Residuals | None
-        As they are, if none changes; None if no spikes are left.
+        As they are, if none changes and none is weak; None if no spikes are left.
     """
     if residuals is None:
         return sorting, templates, residuals
@@ -255,10 +256,14 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     if n_changed > 0:
         sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
         templates = templates.select_units(sorting.unit_ids)
+    n_found = len(sorting.to_spike_vector())
+    sorting = add_faint_spikes(traces, sorting, templates, job_kwargs)
+    n_faint = len(sorting.to_spike_vector()) - n_found
+    if n_changed > 0 or n_faint > 0:
         sorting, templates, residuals = place_spikes(
             traces, sorting, templates, residuals.neighborhoods, params.peak_sign, folder, job_kwargs, changes
         )
-    clock.log("follow", f"{n_changed} units change, {len(sorting.to_spike_vector())} spikes")
+    clock.log("follow", f"{n_changed} units change, {n_faint} faint spikes, {len(sorting.to_spike_vector())} spikes")
     return sorting, templates, residuals
 
 

@@ -15,6 +15,7 @@ from spikeinterface_huidurep.matching import (
     MIN_CONFIRMED,
     MIN_SIMILARITY,
     MIN_SIZE,
+    MIN_SIZE_OF_ANY,
     WEAK_NORM,
     average_peaks,
     estimate_templates,
@@ -295,15 +296,22 @@ def test_weak_units_with_many_more_spikes_are_dropped():
 
 def test_weak_units_with_many_more_spikes_are_kept_where_these_are_large():
     sizes = [0.9 * MIN_SIZE, 1.1 * MIN_SIZE, 1.3 * MIN_SIZE]
-    assert keep_confirmed([1000] * 3, [0.8 * WEAK_NORM] * 3, [100.0] * 3, sizes) == [20, 30]
+    assert keep_confirmed([1000] * 3, [MIN_SIZE_OF_ANY] * 3, [100.0] * 3, sizes) == [20, 30]
 
 
 @pytest.mark.parametrize("size, lasts", [(0.95 * MIN_SIZE, False), (1.05 * MIN_SIZE, True)])
 def test_units_last_where_their_spikes_are_as_large(size, lasts):
-    sorting, templates = make_units([20, 30], [10.0, 12.0])
+    sorting, templates = make_units([20, 30], [10.0, MIN_SIZE_OF_ANY])
     traces = inject_spikes(sorting, templates, [1.5, size])
     assert find_lasting_units(traces, sorting, templates, JOB_KWARGS) == ([10, 20] if lasts else [10])
     assert find_lasting_units(traces, sorting.select_units([]), templates.select_units([]), JOB_KWARGS) == []
+
+
+@pytest.mark.parametrize("size, lasts", [(0.95 * MIN_SIZE_OF_ANY, False), (1.05 * MIN_SIZE_OF_ANY, True)])
+def test_units_last_where_their_spikes_are_larger_than_noise(size, lasts):
+    sorting, templates = make_units([20], [12.0])
+    traces = inject_spikes(sorting, templates, [size / 12.0])
+    assert find_lasting_units(traces, sorting, templates, JOB_KWARGS) == ([10] if lasts else [])
 
 
 @pytest.mark.parametrize("share, lasts", [(1.05 * MIN_SIMILARITY**2, True), (0.95 * MIN_SIMILARITY**2, False)])

@@ -231,7 +231,7 @@ def test_a_waveform_that_changes_is_followed(three_neurons, tmp_path, caplog, ga
     assert_units_are_neurons(sorting, peaks, neurons)
     assert len(residuals.values) == len(peaks)
     (line,) = [record.getMessage() for record in caplog.records if record.getMessage().startswith("follow")]
-    assert f"{n_changed} units change, 240 spikes" in line
+    assert f"{n_changed} units change, 0 faint spikes, 240 spikes" in line
 
 
 def test_units_that_nothing_confirms(three_neurons, tmp_path):
