@@ -13,7 +13,7 @@ from spikeinterface_huidurep.matching import concatenate_segments, find_coincide
 from spikeinterface_huidurep.residuals import take_away
 
 MAX_NORM = 10.0  # noise SD, of a weak template; of larger ones hardly a spike is missed
-THRESHOLD = 25.0  # square of the smallest size in noise SD; what is noise all the same is left out later
+THRESHOLD = 16.0  # square of the smallest size in noise SD; what is noise all the same is left out later
 MS_BESIDE = 0.7  # of another spike of the same unit or of one nearby
 
 
