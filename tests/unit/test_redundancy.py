@@ -131,14 +131,18 @@ def test_templates_far_away_are_not_compared():
 
 
 def make_many(seed):
-    """Waveforms of 3 neurons, collisions and repeats of them, and all their numbers of spikes, which differ."""
+    """
+    Waveforms of 3 neurons, collisions and repeats of them, and all their numbers of spikes.
+
+    None is as large or as frequent as another: rounding would tell which of two is the better.
+    """
     rng = np.random.default_rng(seed)
     waveforms, n_spikes = [FIRST, 1.2 * SECOND, THIRD], [3000, 2800, 2600]
     for index in range(5):
         shift = int(rng.integers(-40, 40))
         first, second = rng.permutation(3)[:2]
         other = waveforms[second] if rng.random() < 0.7 else np.zeros_like(FIRST)
-        waveforms.append(shift_samples(waveforms[first], shift) + other)
+        waveforms.append((0.99 - 0.01 * index) * (shift_samples(waveforms[first], shift) + other))
         n_spikes.append(int(rng.integers(10, 100)) * 10 + index)
     return np.stack(waveforms), np.array(n_spikes, dtype=float)
 
