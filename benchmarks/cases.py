@@ -18,11 +18,12 @@ from hybrid import make_hybrid, make_hybrid_bursts
 from mearec import make_mearec
 from probes import make_neuropixels_probe
 
+from spikeinterface_huidurep.params import MAX_FREQ_FRACTION
+
 MADE_DURATION_S = 150.0
 LARGE_DURATION_S = 60.0  # 384 channels of float32 are 2.8 GB
 SEED_FIELD = "{seed}"
 SNR_BAND_HZ = (300.0, 6000.0)
-MAX_FREQ_FRACTION = 0.45  # of the sampling rate
 
 
 @dataclass(frozen=True)

@@ -265,7 +265,7 @@ def find_lasting_units(traces, sorting, templates, job_kwargs):
     """
     Units whose spikes have a mean that is like their template, and as large, or larger than noise is.
 
-    Where only the largest spikes of a neuron were detected, its template is larger than the others.
+    Where only the largest spikes of a neuron were detected, its template is larger than most of its spikes.
 
     Parameters
     ----------
