@@ -191,6 +191,45 @@ def replace_traces(recording, traces):
     return replaced
 
 
+def make_native_in_turn(find_shares, noise_level_uv, num_units, rate_hz, seed=0, **generator):
+    """
+    SpikeInterface's generator with neurons that behaviour makes fire at different times.
+
+    Parameters
+    ----------
+    find_shares : Callable
+        Takes times in s and the indices of units in [0, 1), both of shape (n_spikes,), and returns the probability that
+        each spike is kept.
+    noise_level_uv : float
+    num_units : int
+    rate_hz : float
+        Of a neuron that keeps all spikes.
+    seed : int, default: 0
+    **generator
+        As for `generate_ground_truth_recording`.
+    """
+    sorting = si.generate_sorting(
+        num_units=num_units, sampling_frequency=30000.0, durations=[MADE_DURATION_S], firing_rates=rate_hz, seed=seed
+    )
+    spikes = sorting.to_spike_vector()
+    shares = find_shares(spikes["sample_index"] / sorting.sampling_frequency, spikes["unit_index"] / num_units)
+    kept = np.random.default_rng(seed).random(len(spikes)) < shares
+    sorting = si.NumpySorting(spikes[kept], sorting.sampling_frequency, sorting.unit_ids)
+    return make_native(noise_level_uv, seed=seed, sorting=sorting, num_units=num_units, **generator)
+
+
+def visit_places(times_s, units):
+    """Place cells: an animal runs laps, and each neuron fires around its place."""
+    distances = np.abs((times_s / LAP_S - units + 0.5) % 1 - 0.5)
+    return np.exp(-0.5 * (distances / PLACE_WIDTH) ** 2)
+
+
+def change_context(times_s, units):
+    """A third of the neurons fire only in the first half of the recording, a third only in the second."""
+    is_second = times_s >= MADE_DURATION_S / 2
+    return np.where(units < 1 / 3, ~is_second, np.where(units < 2 / 3, is_second, True)).astype(float)
+
+
 def make_native_drift(seed=0):
     """SpikeInterface's drifting generator: 30 units beside 64 Neuropixels sites move up and down by 40 um."""
     zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=10.0, t_end_drift=None, period_s=100)
@@ -226,6 +265,8 @@ STATIC = dict(noise_level_uv=5.0, num_channels=32, num_units=20)
 N_BOUTS, SHARED_UV, OWN_UV, MUSCLE_BAND_HZ = 15, 15.0, 5.0, (100.0, 3000.0)
 
 N_ARTIFACTS, ARTIFACT_UV, ARTIFACT_S, ARTIFACT_HZ = 300, 150.0, (0.005, 0.03), (60.0, 150.0, 300.0, 700.0)
+
+LAP_S, PLACE_WIDTH = 20.0, 0.05  # the width as a share of a lap
 
 RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
 
@@ -269,6 +310,17 @@ MADE_CASES = (
         "native_artifacts",
         make_native_artifacts,
         "as native_static, with 300 artifacts of 5 to 30 ms on all channels, as of licking, of many sizes",
+    ),
+    Case(
+        "native_places",
+        partial(make_native_in_turn, visit_places, 10.0, num_channels=4, num_units=8, rate_hz=25.0),
+        "SpikeInterface's generator, 4 channels, 8 place cells that fire in turn in laps of 20 s, white noise of 10 uV",
+    ),
+    Case(
+        "native_contexts",
+        partial(make_native_in_turn, change_context, 7.0, num_channels=32, num_units=30, rate_hz=8.0),
+        "SpikeInterface's generator, 2 columns of 16 channels, 30 units of which 10 fire only in the first half of the "
+        "time, 10 only in the second, white noise of 7 uV",
     ),
     Case(
         "native_384",

@@ -13,6 +13,8 @@ hardly differ are one, unless they fire within the refractory period: a neuron w
 Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
 silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
 templates goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
+Behaviour makes neurons fire at different times, too. Where other units stay exactly as they are between the times of
+two, these are not linked for their times (`steadiness.py`).
 """
 
 import numpy as np
@@ -44,9 +46,10 @@ MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a s
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
 MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
+MIN_CHANGE = 0.015  # of others, as a share of that of two units; where drift made fragments it is 0.02 or more
 
 
-def link_fragments(sorting, templates, duration_s, displacement_um=None):
+def link_fragments(sorting, templates, duration_s, displacement_um=None, steadiness=None):
     """
     Find the units that are fragments of one neuron.
 
@@ -59,13 +62,15 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None):
         Of every segment.
     displacement_um : None | sequence of float, shape (n_stretches,), default: None
         Of the probe in stretches of the recording of the same length, if it is known.
+    steadiness : None | Steadiness, default: None
+        Of the same units, if it is known.
 
     Returns
     -------
     neurons : np.ndarray, int64, shape (n_units,)
         Index of the neuron of every unit: the index of the fragment with most spikes.
     """
-    times_s, total_s = _concatenate_times(sorting, duration_s), sum(duration_s)
+    times_s, total_s = concatenate_times(sorting, duration_s), sum(duration_s)
     n_stretches = max(1, int(total_s / MIN_BIN_S))
     counts = np.array([np.histogram(times, n_stretches, range=(0, total_s))[0] for times in times_s])
     neurons = np.arange(len(times_s))
@@ -76,14 +81,17 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None):
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         together = np.concatenate(parts)
         n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        if are_fragments(*trains, difference, n_others, displacement_um, total_s):
+        if respect_refractory_period(*trains, difference) or (
+            fire_apart(*trains, difference, n_others, displacement_um, total_s)
+            and (steadiness is None or steadiness.measure_change(*trains, together, difference) >= MIN_CHANGE)
+        ):
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
 
-def are_fragments(first_s, second_s, difference, n_others, displacement_um, duration_s):
+def fire_apart(first_s, second_s, difference, n_others, displacement_um, duration_s):
     """
-    Whether two trains are fragments of one neuron.
+    Whether two trains fire at different times, or displacements of the probe, as fragments do that drift made.
 
     Parameters
     ----------
@@ -99,14 +107,12 @@ def are_fragments(first_s, second_s, difference, n_others, displacement_um, dura
 
     Returns
     -------
-    are_fragments : bool
+    fire_apart : bool
     """
     active = leave_out_silence(first_s, second_s, n_others, duration_s)
-    max_probability = np.inf if difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
     return (
         coincidence(*active) < limit_coincidence(difference)
         or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*active))
-        or (difference <= MAX_DIFFERENCE and respect_refractory_period(first_s, second_s, max_probability))
         or (difference <= MAX_DIFFERENCE and share_displacement(first_s, second_s, displacement_um, duration_s))
     )
 
@@ -115,7 +121,7 @@ def leave_out_silence(first_s, second_s, n_others, duration_s):
     """
     Times of two trains, and the duration, without the stretches in which the other units are silent.
 
-    Parameters are those of `are_fragments`.
+    Parameters are those of `fire_apart`.
 
     Returns
     -------
@@ -241,7 +247,7 @@ def share_displacement(first_s, second_s, displacement_um, duration_s):
     return coincidence(*ordered, duration_s) < MAX_COINCIDENCE_IN_PLACE
 
 
-def respect_refractory_period(first_s, second_s, max_probability=MAX_PROBABILITY):
+def respect_refractory_period(first_s, second_s, difference):
     """
     Whether two trains hardly ever fire one within the refractory period of the other, as those of one neuron.
 
@@ -249,14 +255,17 @@ def respect_refractory_period(first_s, second_s, max_probability=MAX_PROBABILITY
     ----------
     first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
         Times in s.
-    max_probability : float, default: MAX_PROBABILITY
-        That chance gave as few.
+    difference : float
+        Of their templates, as a share of the energy.
 
     Returns
     -------
     respect : bool
-        By default False where there are too few spikes to tell.
+        Where there are too few spikes to tell, whether the templates hardly differ.
     """
+    if difference > MAX_DIFFERENCE:
+        return False
+    max_probability = np.inf if difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)
     rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
@@ -278,7 +287,7 @@ def locate_templates(templates):
     return find_centres(templates.get_dense_templates(), templates.get_channel_locations()[:, :2])
 
 
-def _concatenate_times(sorting, duration_s):
+def concatenate_times(sorting, duration_s):
     """Times of every unit in s, the segments one after the other."""
     spikes = sorting.to_spike_vector()
     starts_s = np.r_[0, np.cumsum(duration_s)]

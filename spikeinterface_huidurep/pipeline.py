@@ -25,7 +25,7 @@ from spikeinterface_huidurep.leftovers import (
     find_true_shares,
     find_true_spikes,
 )
-from spikeinterface_huidurep.linking import join_fragments, link_fragments
+from spikeinterface_huidurep.linking import concatenate_times, join_fragments, link_fragments
 from spikeinterface_huidurep.matching import (
     estimate_templates,
     keep_confirmed_units,
@@ -49,6 +49,7 @@ from spikeinterface_huidurep.results import (
     save_clustering,
     save_results,
 )
+from spikeinterface_huidurep.steadiness import Steadiness
 from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
 from spikeinterface_huidurep.waveforms import Neighborhoods
 from spikeinterface_huidurep.whitening import list_segment_sizes
@@ -318,18 +319,24 @@ def find_neurons(sorting, templates, residuals, traces):
     """
     if residuals is None:
         return np.zeros(0, dtype="int64"), np.zeros(0, dtype="float32"), np.zeros(0, dtype=bool)
-    norms, neurons = residuals.measure_norms(), link(sorting, templates, traces)
+    steadiness = Steadiness(sorting, residuals, concatenate_times(sorting, list_durations(traces)))
+    norms, neurons = residuals.measure_norms(), link(sorting, templates, traces, steadiness)
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
-    return link(without_leftovers, templates, traces), shares, is_true
+    return link(without_leftovers, templates, traces, steadiness), shares, is_true
 
 
-def link(sorting, templates, traces):
+def link(sorting, templates, traces, steadiness=None):
     """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
-    durations_s = [size / traces.sampling_frequency for size in list_segment_sizes(traces)]
-    return link_fragments(sorting, templates, durations_s, traces.get_annotation(DISPLACEMENT, copy=False))
+    displacement_um = traces.get_annotation(DISPLACEMENT, copy=False)
+    return link_fragments(sorting, templates, list_durations(traces), displacement_um, steadiness)
+
+
+def list_durations(traces):
+    """Of all segments in s."""
+    return [size / traces.sampling_frequency for size in list_segment_sizes(traces)]
 
 
 @dataclass

@@ -1,5 +1,7 @@
 """Linking: fragments of a neuron that moved become one, two neurons stay two."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -17,6 +19,7 @@ from spikeinterface_huidurep.linking import (
     MIN_BIN_S,
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
+    MIN_CHANGE,
     MIN_OTHERS,
     coincidence,
     count_pairs,
@@ -35,6 +38,7 @@ from spikeinterface_huidurep.matching import make_sorting
 from .test_results import SAMPLING_FREQUENCY, make_templates
 
 DURATION_S = 300.0
+UNLIKE = 0.2  # templates that are one neuron only if something speaks for it
 
 
 # --- coincidence ---
@@ -242,13 +246,13 @@ def fire_at_random(seed, n_spikes=5000, duration_s=150.0, refractory_s=2.5e-3):
 def test_two_parts_of_one_train_respect_its_refractory_period():
     train = np.random.default_rng(5).permutation(fire_at_random(0))
     for n_first in (500, 1000, 2500):
-        assert respect_refractory_period(train[:n_first], train[n_first:])
-        assert respect_refractory_period(train[n_first:], train[:n_first])
+        assert respect_refractory_period(train[:n_first], train[n_first:], UNLIKE)
+        assert respect_refractory_period(train[n_first:], train[:n_first], UNLIKE)
 
 
 def test_two_trains_do_not():
     for seed in range(20):
-        assert not respect_refractory_period(fire_at_random(seed), fire_at_random(seed + 100))
+        assert not respect_refractory_period(fire_at_random(seed), fire_at_random(seed + 100), UNLIKE)
 
 
 @pytest.mark.parametrize("share_of_others, wanted", [(0.1, True), (0.5, False)])
@@ -256,13 +260,13 @@ def test_some_spikes_of_others_are_forgiven(share_of_others, wanted):
     train, other = fire_at_random(0), fire_at_random(1)
     first, second = train[::2], train[1::2]
     first[: int(share_of_others * len(first))] = other[::2][: int(share_of_others * len(first))]
-    assert respect_refractory_period(first, second) == wanted
+    assert respect_refractory_period(first, second, UNLIKE) == wanted
 
 
 def test_few_spikes_show_nothing():
     train = fire_at_random(0, n_spikes=300)
-    assert not respect_refractory_period(train[::2], train[1::2])
-    assert not respect_refractory_period(train, np.zeros(0))
+    assert not respect_refractory_period(train[::2], train[1::2], UNLIKE)
+    assert not respect_refractory_period(train, np.zeros(0), UNLIKE)
 
 
 @pytest.mark.parametrize(("nearest_ms", "wanted"), [(2.5, True), (0.7, False)])
@@ -271,12 +275,12 @@ def test_few_spikes_of_bursts_show_a_refractory_period(nearest_ms, wanted):
     rng = np.random.default_rng(0)
     first = np.sort(rng.uniform(0, 150, 100))
     second = first + rng.uniform(nearest_ms, 8.0, 100) * 1e-3
-    assert respect_refractory_period(first, second) == wanted
+    assert respect_refractory_period(first, second, UNLIKE) == wanted
 
 
 def test_a_spike_that_was_found_twice_breaks_no_refractory_period():
     train = fire_at_random(0)
-    assert respect_refractory_period(train[::2], np.r_[train[1::2], train[::20] + 0.5e-3])
+    assert respect_refractory_period(train[::2], np.r_[train[1::2], train[::20] + 0.5e-3], UNLIKE)
 
 
 # --- linking ---
@@ -309,6 +313,25 @@ def test_a_chain_of_fragments():
     assert link_fragments(sorting, make_units(*ALIKE), [DURATION_S]).tolist() == [1, 1, 1]
 
 
+@pytest.mark.parametrize("change, n_neurons", [(0.99 * MIN_CHANGE, 2), (MIN_CHANGE, 1), (np.inf, 1)])
+def test_units_that_fire_at_different_times_are_two_if_others_stay_as_they_are(change, n_neurons):
+    asked = []
+    steadiness = SimpleNamespace(measure_change=lambda *arguments: asked.append(arguments) or change)
+    sorting, templates = make_trains(fire(200, 0, 0.5), fire(300, 0.5, 1)), make_units(*ALIKE[:2])
+    neurons = link_fragments(sorting, templates, [DURATION_S], steadiness=steadiness)
+    assert len(set(neurons.tolist())) == n_neurons
+    [(first_s, second_s, units, difference)] = asked
+    assert (len(first_s), len(second_s), units.tolist()) == (200, 300, [0, 1])
+    assert difference == find_alike_templates(templates)[0][0]
+
+
+def test_a_refractory_period_links_however_steady_others_are():
+    train = np.sort(fire_at_random(0, duration_s=DURATION_S))
+    steadiness = SimpleNamespace(measure_change=lambda *_: 0.0)
+    sorting, templates = make_trains(train[::2], train[1::2]), make_units(*ALIKE[:2])
+    assert link_fragments(sorting, templates, [DURATION_S], steadiness=steadiness).tolist() == [0, 0]
+
+
 @pytest.mark.parametrize("size, n_neurons", [(9.5, 1), (6.0, 2)])
 def test_fragments_that_take_turns_of_seconds_are_linked_if_nearly_the_same(size, n_neurons):
     times_s, is_first = draw_turns(5.0)
@@ -336,7 +359,7 @@ def test_templates_that_hardly_differ_are_one_neuron(size, n_neurons):
     """Too few spikes to see a refractory period in."""
     train = fire_at_random(0, 300, DURATION_S)
     sorting = make_trains(train[::2], train[1::2])
-    assert not respect_refractory_period(train[::2], train[1::2])
+    assert not respect_refractory_period(train[::2], train[1::2], UNLIKE)
     neurons = link_fragments(sorting, make_units((10, 3, 0), (size, 3, 0)), [DURATION_S])
     assert len(set(neurons.tolist())) == n_neurons
 
@@ -374,7 +397,7 @@ def test_fragments_that_are_far_apart_may_hardly_coincide(n_together, n_neurons)
 def test_neurons_that_are_far_apart_are_two_though_they_respect_a_refractory_period():
     train = fire_at_random(0, 10_000, DURATION_S)
     sorting = make_trains(train[::2], train[1::2])
-    assert respect_refractory_period(train[::2], train[1::2])
+    assert respect_refractory_period(train[::2], train[1::2], UNLIKE)
     assert link_fragments(sorting, make_units(*FAR_APART), [DURATION_S]).tolist() == [0, 1]
 
 

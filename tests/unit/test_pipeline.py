@@ -331,7 +331,8 @@ def test_leftovers_do_not_hide_that_fragments_take_turns():
     templates = make_units((10, 3, 0), (6.5, 3, 0), (40, 8, 0))
     traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
     assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 2]
-    residuals = SimpleNamespace(measure_norms=lambda: np.array([40.0, 30.0, 160.0]))
+    norms, places_um = np.array([40.0, 30.0, 160.0]), np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
+    residuals = SimpleNamespace(measure_norms=lambda: norms, locate_templates=lambda: places_um)
     neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     assert neurons.tolist() in ([0, 0, 2], [1, 1, 2])
     assert np.sum(~is_true) == len(leftovers) and np.all(shares[~is_true] < 0.1)
