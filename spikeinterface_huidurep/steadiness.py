@@ -68,11 +68,7 @@ class Steadiness:
     def _sum_changes(self, first, second, stretch_s, units, difference):
         """Energy of the changes of the other units between stretches of two kinds, and that of their templates."""
         changed = energy = 0.0
-        for unit in self._find_others(units):
-            stretches = np.minimum(self.times_s[unit] // stretch_s, len(first) - 1).astype(int)
-            groups = [self.rows[unit][is_own[stretches]] for is_own in (first, second)]
-            if min(len(group) for group in groups) < MIN_SPIKES:
-                continue
+        for unit, *groups in self._find_others(first, second, stretch_s, units)[:MAX_UNITS]:
             change, by_chance = measure_difference(
                 *(self.residuals.read(thin(group, MAX_SPIKES), unit) for group in groups)
             )
@@ -81,11 +77,17 @@ class Steadiness:
                 energy += self.energies[unit]
         return changed, energy
 
-    def _find_others(self, units):
-        """The units near the first of some that are not among them, those with the largest templates."""
+    def _find_others(self, first, second, stretch_s, units):
+        """Units near the first of some that fire in stretches of both kinds, and their spikes there; largest first."""
         distances_um = np.linalg.norm(self.locations_um - self.locations_um[units[0]], axis=1)
         near = np.setdiff1d(np.flatnonzero(distances_um <= MAX_DISTANCE_UM), units)
-        return near[np.argsort(-self.energies[near], kind="stable")][:MAX_UNITS]
+        others = []
+        for unit in near[np.argsort(-self.energies[near], kind="stable")].tolist():
+            stretches = np.minimum(self.times_s[unit] // stretch_s, len(first) - 1).astype(int)
+            groups = [self.rows[unit][is_own[stretches]] for is_own in (first, second)]
+            if min(len(group) for group in groups) >= MIN_SPIKES:
+                others.append((unit, *groups))
+        return others
 
 
 def find_own_stretches(first_s, second_s, stretch_s):

@@ -100,6 +100,11 @@ def test_no_more_units_than_needed_are_read():
     assert len(set(read)) == MAX_UNITS and not {0, 1} & set(read)
 
 
+def test_large_units_of_one_of_the_times_are_not_in_the_way_of_others():
+    steadiness = make_steadiness([EARLY, LATE, *[EARLY] * MAX_UNITS, ALWAYS], np.zeros(MAX_UNITS + 3))
+    assert steadiness.measure_change(EARLY, LATE, np.array([0, 1]), DIFFERENCE) < MIN_CHANGE
+
+
 def test_where_turns_are_short_long_stretches_tell():
     """Two take turns of 10 s with 5 s between, in which the third fires alone: only stretches of 10 s have both."""
     starts_s = np.arange(0, DURATION_S, 20.0)
