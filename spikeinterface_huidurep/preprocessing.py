@@ -6,13 +6,14 @@ from dataclasses import replace
 
 import numpy as np
 from spikeinterface.core import append_recordings, concatenate_recordings, get_noise_levels
-from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, scale
+from spikeinterface.preprocessing import bandpass_filter, common_reference, correct_motion, load_motion_info, scale
 from spikeinterface.preprocessing.motion import motion_options_preset
 from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
+from spikeinterface_huidurep.likeness import find_share_made_alike
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
@@ -36,6 +37,7 @@ MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along 
 MIN_DURATION_FOR_MOTION_S = 30.0
 MOTION_SMOOTHING = dict(histogram_depth_smooth_um=3.0, histogram_time_smooth_s=2.0)  # 1 of both is for many spikes
 DISPLACEMENT = "displacement_um"  # annotation of traces whose motion was corrected
+MIN_SHARE_MADE_ALIKE = 0.5  # of the spikes, by the correction; where there is drift it is 0.8 or more
 MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 
@@ -259,7 +261,7 @@ def move_back(traces, motion):
         Lazy, in the segments of `traces`. Its annotation DISPLACEMENT says where the tissue was: in um, of about every
         second of the joined segments, mean over all depths.
     """
-    joined = InterpolateMotionRecording(join_segments(traces), motion, border_mode="force_extrapolate")
+    joined = interpolate(join_segments(traces), motion)
     edges = np.cumsum([0, *list_segment_sizes(traces)])
     moved = append_recordings([joined.frame_slice(start, stop) for start, stop in itertools.pairwise(edges)])
     n_stretches = max(1, round(joined.get_total_duration()))
@@ -269,12 +271,17 @@ def move_back(traces, motion):
     return moved
 
 
+def interpolate(recording, motion):
+    """A recording of one segment, interpolated to where the tissue was, on the same channels; lazy."""
+    return InterpolateMotionRecording(recording, motion, border_mode="force_extrapolate")
+
+
 def decide_motion(recording, params, folder, job_kwargs):
     """
     The motion to correct, or None.
 
     With `apply_motion_correction="auto"` it is estimated where the probe allows it, and corrected where the traces
-    drift by more than MIN_DRIFT_UM. The log says what was found and decided.
+    drift by more than MIN_DRIFT_UM and the correction makes spikes more alike. The log says what was found and decided.
 
     Parameters are those of `estimate_motion`.
 
@@ -293,9 +300,14 @@ def decide_motion(recording, params, folder, job_kwargs):
         logger.warning("drift is not corrected: %s", error)
         return None
     drift_um = measure_drift(motion)
-    is_corrected = drift_um >= MIN_DRIFT_UM
-    logger.info("drift of %.1f um: %s", drift_um, "corrected" if is_corrected else "not corrected")
-    return motion if is_corrected else None
+    if drift_um < MIN_DRIFT_UM:
+        logger.info("drift of %.1f um: not corrected", drift_um)
+        return None
+    peaks = load_motion_info(folder)["peaks"]
+    share = find_share_made_alike(recording, interpolate(recording, motion), motion, peaks)
+    verdict = "corrected" if share >= MIN_SHARE_MADE_ALIKE else "not corrected, as other neurons seem to fire"
+    logger.info("drift of %.1f um, makes %.0f %% of the spikes more alike: %s", drift_um, 100 * share, verdict)
+    return motion if share >= MIN_SHARE_MADE_ALIKE else None
 
 
 def can_show_motion(recording):

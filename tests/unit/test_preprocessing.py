@@ -16,6 +16,7 @@ from spikeinterface_huidurep.preprocessing import (
     DISPLACEMENT,
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
+    MIN_SHARE_MADE_ALIKE,
     MOTION_SMOOTHING,
     can_show_motion,
     check_finite,
@@ -292,19 +293,40 @@ def ramp_motion(drift_um):
     return make_motion(np.linspace(0, drift_um / 0.9, 1001)[:, None])
 
 
+@pytest.fixture
+def share_made_alike(monkeypatch):
+    """List of the shares of spikes that corrections make alike, one a call; empty when all was asked for."""
+    shares = []
+    monkeypatch.setattr(preprocessing, "load_motion_info", lambda folder: {"peaks": None})
+    monkeypatch.setattr(preprocessing, "find_share_made_alike", lambda *_: shares.pop(0))
+    return shares
+
+
 def decide(recording, tmp_path, **params):
     return decide_motion(recording, SorterParams(**params), tmp_path, JOB_KWARGS)
 
 
 @pytest.mark.parametrize("drift_um", [0.0, 0.99 * MIN_DRIFT_UM, 1.01 * MIN_DRIFT_UM, 40.0])
-def test_drift_is_corrected_where_there_is_any(drift_um, estimates, tmp_path, caplog):
+def test_drift_is_corrected_where_there_is_any(drift_um, estimates, share_made_alike, tmp_path, caplog):
     motion = ramp_motion(drift_um)
     estimates.append(motion)
+    share_made_alike.append(0.98)
     with caplog.at_level(logging.INFO):
         found = decide(make_silence(), tmp_path)
     assert found is (motion if drift_um > MIN_DRIFT_UM else None)
-    verdict = "corrected" if drift_um > MIN_DRIFT_UM else "not corrected"
-    assert f"drift of {drift_um:.1f} um: {verdict}" in caplog.messages
+    verdict = ", makes 98 % of the spikes more alike: corrected" if drift_um > MIN_DRIFT_UM else ": not corrected"
+    assert f"drift of {drift_um:.1f} um{verdict}" in caplog.messages
+
+
+@pytest.mark.parametrize("share", [0.0, 0.99 * MIN_SHARE_MADE_ALIKE, MIN_SHARE_MADE_ALIKE, 1.0])
+def test_drift_is_none_where_its_correction_makes_spikes_unlike(share, estimates, share_made_alike, tmp_path, caplog):
+    motion = ramp_motion(40.0)
+    estimates.append(motion)
+    share_made_alike.append(share)
+    with caplog.at_level(logging.INFO):
+        found = decide(make_silence(), tmp_path)
+    assert found is (motion if share >= MIN_SHARE_MADE_ALIKE else None)
+    assert f"makes {100 * share:.0f} % of the spikes more alike: " in caplog.text and not share_made_alike
 
 
 def test_motion_is_not_estimated_where_it_does_not_show(estimates, tmp_path, caplog):
