@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from probeinterface import ProbeGroup
-from spikeinterface.core import NumpyRecording, load
+from spikeinterface.core import NumpyRecording, NumpySorting, generate_sorting, load
 from spikeinterface.sorters.utils import SpikeSortingError
 
 from spikeinterface_huidurep import pipeline
@@ -225,3 +225,18 @@ def test_groups_at_the_same_place_are_sorted_apart(sort, tmp_path, tetrode, tetr
     assert {"group_a", "group_b"} <= {path.name for path in (tmp_path / "out1/sorter_output").iterdir()}
     posteriors = np.load(tmp_path / "out1/sorter_output/spike_posteriors.npy")
     assert posteriors.shape == sorting.to_spike_vector().shape
+
+
+def test_neurons_of_two_contexts_are_no_fragments_of_one(sort, tmp_path):
+    """Each of three pairs of neurons fires in one half of the time; the last two neurons fire always."""
+    duration_s, n_units = 70.0, 8
+    fire = dict(num_units=n_units, sampling_frequency=20_000.0, durations=[duration_s], firing_rates=8.0, seed=3)
+    spikes = generate_sorting(**fire).to_spike_vector()
+    is_late = spikes["sample_index"] >= 20_000 * duration_s / 2
+    kept = (spikes["unit_index"] >= 6) | (spikes["unit_index"] % 2 == is_late)
+    sorting_true = NumpySorting(spikes[kept], 20_000.0, np.arange(n_units))
+    recording, _ = make_ground_truth(
+        tmp_path / "recording", 4, n_units, [duration_s], 20_000.0, sorting=sorting_true, seed=3
+    )
+    sorting = sort(recording)
+    assert np.sum(compute_accuracies(sorting_true, sorting) >= GOOD) == n_units
