@@ -41,7 +41,7 @@ from spikeinterface_huidurep.preprocessing import DISPLACEMENT, filter_band, pre
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.renewal import renew_templates
-from spikeinterface_huidurep.residuals import find_main_channels, place_spikes
+from spikeinterface_huidurep.residuals import extract_residuals, find_main_channels, place_spikes
 from spikeinterface_huidurep.results import (
     describe_units,
     join_groups,
@@ -159,7 +159,8 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
-        neurons, spikes = link(sorting, templates, traces), sorting.to_spike_vector()
+        spikes, spikes_folder = sorting.to_spike_vector(), folder / "waveforms" / "spikes"
+        neurons = link_clusters(traces, sorting, templates, clusters.neighborhoods, params, spikes_folder, job_kwargs)
         labels = neurons[spikes["unit_index"]]
     kept = keep_frequent_units(labels, 1.0, duration_s, params) >= 0
     neuron_ids = sorting.unit_ids[neurons]
@@ -319,7 +320,7 @@ def find_neurons(sorting, templates, residuals, traces):
     """
     if residuals is None:
         return np.zeros(0, dtype="int64"), np.zeros(0, dtype="float32"), np.zeros(0, dtype=bool)
-    steadiness = Steadiness(sorting, residuals, concatenate_times(sorting, list_durations(traces)))
+    steadiness = measure_steadiness(sorting, residuals, traces)
     norms, neurons = residuals.measure_norms(), link(sorting, templates, traces, steadiness)
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
@@ -328,10 +329,21 @@ def find_neurons(sorting, templates, residuals, traces):
     return link(without_leftovers, templates, traces, steadiness), shares, is_true
 
 
+def link_clusters(traces, sorting, templates, neighborhoods, params, folder, job_kwargs):
+    """`link` for clusters as they are; files go to `folder`, which is made."""
+    residuals = extract_residuals(traces, sorting, templates, neighborhoods, params.peak_sign, folder, job_kwargs)
+    return link(sorting, templates, traces, measure_steadiness(sorting, residuals, traces))
+
+
 def link(sorting, templates, traces, steadiness=None):
     """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
     displacement_um = traces.get_annotation(DISPLACEMENT, copy=False)
     return link_fragments(sorting, templates, list_durations(traces), displacement_um, steadiness)
+
+
+def measure_steadiness(sorting, residuals, traces):
+    """`Steadiness` with what is known of the traces."""
+    return Steadiness(sorting, residuals, concatenate_times(sorting, list_durations(traces)))
 
 
 def list_durations(traces):
