@@ -227,7 +227,7 @@ def visit_places(times_s, units):
 def change_context(times_s, units):
     """A third of the neurons fire only in the first half of the recording, a third only in the second."""
     is_second = times_s >= MADE_DURATION_S / 2
-    return np.where(units < 1 / 3, ~is_second, np.where(units < 2 / 3, is_second, True)).astype(float)
+    return np.select([units < 1 / 3, units < 2 / 3], [~is_second, is_second], True).astype(float)
 
 
 def make_native_drift(seed=0):

@@ -10,7 +10,7 @@ correction if there was drift, and before if there was none.
 from dataclasses import dataclass
 
 import numpy as np
-from spikeinterface.core import ms_to_samples
+from spikeinterface.core import get_channel_distances, ms_to_samples
 
 from spikeinterface_huidurep.merging import thin
 
@@ -77,16 +77,15 @@ def find_ends(recording, motion, peaks):
     """
     size = int(WINDOW_S * recording.sampling_frequency)
     starts = np.arange(0, recording.get_num_samples() - size, size)
-    displacement_um = motion.displacement[0]
-    depth = np.argmax(np.ptp(np.percentile(displacement_um, [5, 95], axis=0), axis=0))
     times_s = (starts + size / 2) / recording.sampling_frequency
-    of_windows_um = np.interp(times_s, motion.temporal_bins_s[0], displacement_um[:, depth])
+    where_largest = motion.displacement[0][:, np.argmax(measure_ranges(motion))]
+    of_windows_um = np.interp(times_s, motion.temporal_bins_s[0], where_largest)
     order = np.argsort(of_windows_um, kind="stable")
     n_windows = max(1, int(SHARE_OF_END * len(starts)))
+    n_before, n_after = _count_samples(recording)
     found = []
     for is_high, windows in enumerate((order[:n_windows], order[-n_windows:])):
         chosen = thin(np.sort(starts[windows]), MAX_WINDOWS)
-        n_before, n_after = _count_samples(recording)
         rows = [np.searchsorted(peaks["sample_index"], (start + n_before, start + size - n_after)) for start in chosen]
         rows = np.concatenate([np.arange(first, last) for first, last in rows])
         amplitudes = np.abs(peaks["amplitude"][rows])
@@ -95,6 +94,11 @@ def find_ends(recording, motion, peaks):
         windows_of_spikes = chosen[np.searchsorted(chosen, samples, "right") - 1]
         found.append((windows_of_spikes, samples, peaks["channel_index"][rows], np.full(len(rows), bool(is_high))))
     return Ends(*(np.concatenate(values) for values in zip(*found, strict=True)))
+
+
+def measure_ranges(motion):
+    """Range of the displacement at every depth, from its 5th to its 95th percentile, shape (n_depths,) in um."""
+    return np.ptp(np.percentile(motion.displacement[0], [5, 95], axis=0), axis=0)
 
 
 def compare_ends(traces, ends):
@@ -114,8 +118,7 @@ def compare_ends(traces, ends):
     ratios : np.ndarray, float, shape (n_spikes,)
         Of squared distances; about 1 for a neuron that both ends show alike. Not finite where there is no other spike.
     """
-    locations_um = traces.get_channel_locations()
-    is_near = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2) <= RADIUS_UM
+    is_near = get_channel_distances(traces) <= RADIUS_UM
     waveforms, centres = cut_waveforms(traces, ends, is_near)
     of_other, of_own = np.full((2, len(waveforms)), np.inf)
     for centre in np.unique(centres):

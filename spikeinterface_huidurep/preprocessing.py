@@ -13,7 +13,7 @@ from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
-from spikeinterface_huidurep.likeness import find_share_made_alike
+from spikeinterface_huidurep.likeness import find_share_made_alike, measure_ranges
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
@@ -321,8 +321,7 @@ def can_show_motion(recording):
 
 def measure_drift(motion):
     """Range of the displacement in um, from its 5th to its 95th percentile, at the depth where it is largest."""
-    displacement = motion.displacement[0]  # (n_times, n_depths)
-    return float(np.ptp(np.percentile(displacement, [5, 95], axis=0), axis=0).max())
+    return float(measure_ranges(motion).max())
 
 
 def choose_motion_kwargs(recording, preset):

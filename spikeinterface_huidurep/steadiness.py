@@ -9,6 +9,7 @@ between the times of the first and those of the second. Behaviour leaves them as
 import numpy as np
 
 from spikeinterface_huidurep.merging import thin
+from spikeinterface_huidurep.tracking import measure_chance
 
 STRETCHES_S = 2.0, 10.0  # drift may be as fast as the first; the second where it tells nothing
 MIN_RATIO = 4.0  # of the shares of their spikes that two units fire in a stretch; it is the time of the first, then
@@ -60,15 +61,16 @@ class Steadiness:
             About 1 where all change as much; infinite where no unit fires enough at the times of both.
         """
         for stretch_s in STRETCHES_S:
-            changed, energy = self._sum_changes(*find_own_stretches(first_s, second_s, stretch_s), units, difference)
+            own_stretches = find_own_stretches(first_s, second_s, stretch_s)
+            changed, energy = self._sum_changes(own_stretches, stretch_s, units, difference)
             if energy > 0:
                 return changed / (energy * difference)
         return np.inf
 
-    def _sum_changes(self, first, second, stretch_s, units, difference):
+    def _sum_changes(self, own_stretches, stretch_s, units, difference):
         """Energy of the changes of the other units between stretches of two kinds, and that of their templates."""
         changed = energy = 0.0
-        for unit, *groups in self._find_others(first, second, stretch_s, units)[:MAX_UNITS]:
+        for unit, *groups in self._find_others(own_stretches, stretch_s, units)[:MAX_UNITS]:
             change, by_chance = measure_difference(
                 *(self.residuals.read(thin(group, MAX_SPIKES), unit) for group in groups)
             )
@@ -77,14 +79,14 @@ class Steadiness:
                 energy += self.energies[unit]
         return changed, energy
 
-    def _find_others(self, first, second, stretch_s, units):
+    def _find_others(self, own_stretches, stretch_s, units):
         """Units near the first of some that fire in stretches of both kinds, and their spikes there; largest first."""
         distances_um = np.linalg.norm(self.locations_um - self.locations_um[units[0]], axis=1)
         near = np.setdiff1d(np.flatnonzero(distances_um <= MAX_DISTANCE_UM), units)
         others = []
         for unit in near[np.argsort(-self.energies[near], kind="stable")].tolist():
-            stretches = np.minimum(self.times_s[unit] // stretch_s, len(first) - 1).astype(int)
-            groups = [self.rows[unit][is_own[stretches]] for is_own in (first, second)]
+            stretches = np.minimum(self.times_s[unit] // stretch_s, len(own_stretches[0]) - 1).astype(int)
+            groups = [self.rows[unit][is_own[stretches]] for is_own in own_stretches]
             if min(len(group) for group in groups) >= MIN_SPIKES:
                 others.append((unit, *groups))
         return others
@@ -104,11 +106,10 @@ def find_own_stretches(first_s, second_s, stretch_s):
     -------
     first, second : np.ndarray, bool, shape (n_stretches + 1,)
         The last is False, for any later time.
-    stretch_s : float
     """
     edges_s = np.arange(0, max(first_s.max(), second_s.max()) + 2 * stretch_s, stretch_s)
     shares = [np.append(np.histogram(times_s, edges_s)[0], 0) / len(times_s) for times_s in (first_s, second_s)]
-    return shares[0] > MIN_RATIO * shares[1], shares[1] > MIN_RATIO * shares[0], stretch_s
+    return shares[0] > MIN_RATIO * shares[1], shares[1] > MIN_RATIO * shares[0]
 
 
 def measure_difference(first, second):
@@ -125,6 +126,6 @@ def measure_difference(first, second):
     difference, by_chance : float
         Energy of the difference without CHANCE times that by chance (it may be below 0), and that by chance.
     """
-    by_chance = sum(np.sum(np.var(values, axis=0, ddof=1)) / len(values) for values in (first, second))
-    difference = np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2)
-    return float(difference - CHANCE * by_chance), float(by_chance)
+    by_chance = float(measure_chance(first) + measure_chance(second))
+    difference = float(np.sum((first.mean(axis=0) - second.mean(axis=0)) ** 2))
+    return difference - CHANCE * by_chance, by_chance

@@ -120,9 +120,13 @@ def shrink_mean(values):
     mean : np.ndarray, float32, shape (...)
     """
     mean = values.mean(axis=0)
-    by_chance = np.sum((values - mean) ** 2) / (len(values) - 1) / len(values)
-    share = 1.0 - by_chance / max(np.sum(mean**2), 1e-12)
+    share = 1.0 - measure_chance(values) / max(np.sum(mean**2), 1e-12)
     return mean * (share if share >= MIN_SHARE else 0.0)
+
+
+def measure_chance(values):
+    """Energy that noise gives to the mean over the first axis of values of shape (n, ...), n > 1."""
+    return np.sum((values - values.mean(axis=0)) ** 2) / (len(values) - 1) / len(values)
 
 
 def match_changing_templates(traces, sorting, templates, changes, params, job_kwargs):

@@ -118,7 +118,7 @@ def test_where_turns_are_short_long_stretches_tell():
 
 
 def test_stretches_of_one_train_by_hand():
-    first, second, _ = find_own_stretches(np.array([0.5, 1.5, 4.5]), np.array([4.6, 6.5]), 2.0)
+    first, second = find_own_stretches(np.array([0.5, 1.5, 4.5]), np.array([4.6, 6.5]), 2.0)
     assert first.tolist() == [True, False, False, False, False, False]
     assert second.tolist() == [False, False, False, True, False, False]
 
