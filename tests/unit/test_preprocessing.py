@@ -14,10 +14,12 @@ from spikeinterface_huidurep import preprocessing
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     DISPLACEMENT,
+    MAX_SIZE,
     MIN_CHANNELS_FOR_REFERENCE,
     MIN_DRIFT_UM,
     MIN_SHARE_MADE_ALIKE,
     MOTION_SMOOTHING,
+    STEPS_PER_SD,
     can_show_motion,
     check_finite,
     choose_motion_kwargs,
@@ -401,7 +403,25 @@ def test_cached_or_not_the_traces_are_the_same(mode, tmp_path):
     recording = make_recording(coloured_noise(np.random.default_rng(0), 30_000, 2))
     wanted = whiten(recording, SorterParams(), tmp_path, JOB_KWARGS).get_traces()
     traces, _ = preprocess(recording, SorterParams(cache_preprocessing_mode=mode), tmp_path, JOB_KWARGS)
-    np.testing.assert_allclose(traces.get_traces(), wanted, atol=1e-3)
+    assert traces.get_dtype() == "float32"
+    np.testing.assert_allclose(traces.get_traces(), wanted, atol=0.51 / STEPS_PER_SD)
+
+
+@pytest.mark.parametrize("mode", ["no-cache", "memory"])
+def test_traces_too_large_to_be_kept_are_clipped(mode, tmp_path):
+    traces = np.random.default_rng(0).normal(size=(30_000, 2)).astype("float32")
+    traces[1000], traces[2000] = 1e4, -1e4
+    params = SorterParams(apply_preprocessing=False, cache_preprocessing_mode=mode)
+    found = preprocess(make_recording(traces), params, tmp_path, JOB_KWARGS)[0].get_traces()
+    np.testing.assert_allclose(found[[1000, 2000]], [[MAX_SIZE] * 2, [-MAX_SIZE] * 2])
+    assert np.abs(np.delete(found, [1000, 2000], axis=0)).max() < 10
+
+
+def test_the_cache_takes_two_bytes_a_sample(tmp_path):
+    recording = make_recording(coloured_noise(np.random.default_rng(0), 30_000, 2))
+    preprocess(recording, SorterParams(cache_preprocessing_mode="folder"), tmp_path, JOB_KWARGS)
+    (file,) = (tmp_path / "cache_preprocessing").glob("*.raw")
+    assert file.stat().st_size == 2 * 30_000 * 2
 
 
 def test_without_preprocessing_the_channels_are_only_scaled(tmp_path):
@@ -411,5 +431,5 @@ def test_without_preprocessing_the_channels_are_only_scaled(tmp_path):
     traces, _ = preprocess(make_recording(noise), params, tmp_path, JOB_KWARGS)
     found = traces.get_traces()
     np.testing.assert_allclose(found.std(axis=0), 1, atol=0.05)
-    ratio = found / noise
-    np.testing.assert_allclose(ratio, np.tile(ratio[:1], (60_000, 1)), rtol=1e-4)
+    gains = np.sum(found * noise, axis=0) / np.sum(noise**2, axis=0)
+    np.testing.assert_allclose(found, noise * gains, atol=0.51 / STEPS_PER_SD)
