@@ -20,9 +20,9 @@ MIN_POSITIVE_RATIO = 1.5  # of a positive peak to the troughs around it, for the
 PROTOTYPE_MS_BEFORE, PROTOTYPE_MS_AFTER = 0.6, 1.2
 PROTOTYPE_SLICES, PROTOTYPE_SLICE_S = 40, 1.0  # of the recording, to learn the prototype from
 MAX_PROTOTYPE_PEAKS, MIN_PROTOTYPE_PEAKS = 5000, 20
-NOISE_CHUNKS, NOISE_CHUNK_S = 20, 0.5  # to measure the noise behind the filter on
+NOISE_CHUNKS, NOISE_CHUNK_S = 20, 0.2  # to measure the noise behind the filter on
 MAX_NOISE_CHUNKS = 400  # of a segment, when they have to be short
-FULL_CHUNK_CHANNELS = 64  # with more, chunks are shorter: filtered copies of all of them are held in memory
+FULL_CHUNK_CHANNELS = 160  # with more, chunks are shorter: twenty filtered copies of all are held in memory
 
 
 def detect_spikes(traces, params, job_kwargs, examples=None):

@@ -105,15 +105,15 @@ def test_units_of_both_signs_are_found(two_signs, peak_sign, n_found):
 
 def test_noise_of_many_channels_is_measured_on_no_more_values_than_that_of_few():
     n_values = {}
-    for n_channels, durations in ((4, [20.0]), (64, [20.0]), (384, [20.0]), (64, [5.0] * 8), (64, [0.6] * 40)):
+    for n_channels, durations in ((4, [20.0]), (160, [20.0]), (384, [20.0]), (160, [2.0] * 8), (160, [0.3] * 40)):
         recording = generate_recording(n_channels, SAMPLING_FREQUENCY, durations, set_probe=False)
         chunks = get_random_data_chunks(recording, **choose_noise_chunks(recording, seed=0))
         n_values[n_channels, len(durations)] = chunks.size
-    assert n_values[4, 1] == 4 * 10 * SAMPLING_FREQUENCY
-    assert n_values[64, 1] == 64 * 10 * SAMPLING_FREQUENCY
-    assert n_values[384, 1] == n_values[64, 1]
-    assert n_values[64, 8] <= n_values[64, 1]
-    assert n_values[64, 40] <= n_values[64, 1]
+    assert n_values[4, 1] == 4 * 4 * SAMPLING_FREQUENCY
+    assert n_values[160, 1] == 160 * 4 * SAMPLING_FREQUENCY
+    assert n_values[384, 1] == n_values[160, 1]
+    assert n_values[160, 8] <= n_values[160, 1]
+    assert n_values[160, 40] <= n_values[160, 1]
 
 
 def test_a_short_segment_takes_nothing_from_what_the_noise_is_measured_on():
