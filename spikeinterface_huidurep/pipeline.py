@@ -14,6 +14,7 @@ from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
+from spikeinterface_huidurep.compilation import keep_compiled_functions
 from spikeinterface_huidurep.confidence import assign_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.faint import add_faint_spikes
@@ -86,6 +87,7 @@ def sort_recording(recording, params, folder, verbose=False):
         If the traces cannot be sorted (not finite, all flat, too short): says what to do.
     """
     job_kwargs = fix_job_kwargs(dict(params.job_kwargs, progress_bar=verbose))
+    keep_compiled_functions()
     logger.info("%s", recording)
     recording = remove_dead_channels(recording)
     groups = split_groups(recording)
