@@ -3,17 +3,22 @@ Units that are one neuron: their templates are alike, and their spikes, freed fr
 
 There has to be none, either, when what drift and changes of amplitude and time do to the spikes is taken out, and the
 colour of the noise, as in `splitting.py`: these may hide the gap between two neurons.
+
+And units that are no neurons: rare beside one that is alike, and of spikes less alike than its own.
 """
 
 import numpy as np
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
+from spikeinterface_huidurep.linking import MAX_DIFFERENCE as MAX_DIFFERENCE_OF_FRAGMENTS
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
 from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
 from spikeinterface_huidurep.splitting import (
+    MIN_SHARE,
     N_AROUND,
     find_variation,
+    is_rare_neuron,
     remove_running_mean,
     remove_variation,
     score_pair,
@@ -23,6 +28,7 @@ MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; bey
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
 MAX_SEPARATION_OF_ONE = 3.0  # SD; the halves of one Gaussian are 2.7 apart; what drift parts more is linked
+MAX_COMPARED_SPIKES = 3000  # of a frequent unit; more do not change the verdict
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 
 
@@ -62,30 +68,70 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
     return [pair[1:] for pair in sorted(pairs)]
 
 
+def find_doubtful_units(residuals, sorting, is_true):
+    """
+    Pairs of a rare unit and a frequent one that are alike, but whose rare spikes are not: no neuron has such.
+
+    They are spikes of the frequent one that others overlap. Where matching does not resolve this, as with large
+    neurons, they make a unit of their own.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    sorting : NumpySorting
+        Of the same spikes.
+    is_true : np.ndarray, bool, shape (n_spikes,)
+        False for those that do not count, as leftovers of other units.
+
+    Returns
+    -------
+    pairs : set of (int, int)
+        Indices of the two units in ascending order.
+    """
+    unit_indices = np.where(is_true, sorting.to_spike_vector()["unit_index"], -1)
+    members = [np.flatnonzero(unit_indices == index) for index in range(len(sorting.unit_ids))]
+    sizes = np.array([len(rows) for rows in members])
+    members = [thin(rows, MAX_COMPARED_SPIKES) for rows in members]
+    centres_um = residuals.locate_templates()
+    pairs = set()
+    for rare in np.flatnonzero(sizes > 1).tolist():
+        distances_um = np.linalg.norm(centres_um - centres_um[rare], axis=1)
+        is_frequent = sizes[rare] < MIN_SHARE * (sizes[rare] + sizes)
+        for frequent in np.flatnonzero(is_frequent & (distances_um <= MAX_DISTANCE_UM)).tolist():
+            if _is_doubtful(residuals, [frequent, rare], members, sizes):
+                pairs.add((min(frequent, rare), max(frequent, rare)))
+    return pairs
+
+
+def _is_doubtful(residuals, units, members, sizes):
+    """Whether the spikes of the second unit, rare beside the first, are too unlike for those of a neuron."""
+    lag, difference, energy = _compare_units(residuals, units, sizes)
+    pair = _Pair(residuals, units, members, lag)
+    if difference > MAX_DIFFERENCE_OF_FRAGMENTS * energy or pair.shared_energy < MIN_SHARED_ENERGY:
+        return False
+    frequent, rare = pair.read_without_changes()
+    return not is_rare_neuron(rare, frequent)
+
+
 def _score_units(residuals, units, members, sizes, made_of, threshold):
     """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
-    templates = [residuals.waveforms[unit].T for unit in units]
-    noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
-    lag, difference, energy = compare_templates(*templates, noise_of_means)
+    lag, difference, energy = _compare_units(residuals, units, made_of)
     if difference > max(MAX_DIFFERENCE * energy, MIN_DISTANCE**2):
         return np.inf, 0
-    channels, *rows = np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
-    waveforms = [template[channels] for template in templates]
-    shares = [np.sum(part**2) / np.sum(template**2) for part, template in zip(waveforms, templates, strict=True)]
-    if min(shares) < MIN_SHARED_ENERGY:
-        return (0.0 if difference <= MAX_DIFFERENCE_OF_ONE * energy else np.inf), lag
-    vectors = []
-    for unit, waveform, own_rows, own_lag in zip(units, waveforms, rows, (0, lag), strict=True):
-        left = residuals.read(members[unit], unit)[:, own_rows]
-        spikes = shift_waveforms(left, own_lag) + shift_waveforms(waveform, own_lag)[:, residuals.window]
-        vectors.append(spikes.reshape(len(spikes), -1))
-    score = _score_spikes(vectors, sizes[units])
+    pair = _Pair(residuals, units, members, lag)
+    if pair.shared_energy < MIN_SHARED_ENERGY:
+        is_one = difference <= max(MAX_DIFFERENCE_OF_ONE * energy, min(MAX_DIFFERENCE * energy, MIN_DISTANCE**2))
+        return (0.0 if is_one else np.inf), lag
+    score = _score_spikes(pair.read(), sizes[units])
     if score < threshold:
-        whitener = residuals.noise.make_whitener(channels, residuals.values.shape[1])
-        times = (members[unit] for unit in units)
-        freed = remove_changes(*vectors, *times, waveforms[0][:, residuals.window], whitener)
-        score = max(score, _score_spikes(freed, sizes[units]))
+        score = max(score, _score_spikes(pair.read_without_changes(), sizes[units]))
     return score, lag
+
+
+def _compare_units(residuals, units, made_of):
+    """`compare_templates` for two units; `made_of` as for `find_same_units`."""
+    noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
+    return compare_templates(*(residuals.waveforms[unit].T for unit in units), noise_of_means)
 
 
 def _score_spikes(vectors, sizes):
@@ -93,30 +139,46 @@ def _score_spikes(vectors, sizes):
     return score_pair(*(thin(of_unit, MAX_TESTED_SPIKES) for of_unit in vectors), sizes, MAX_SEPARATION_OF_ONE)
 
 
-def remove_changes(first, second, times_of_first, times_of_second, waveform, whitener):
+class _Pair:
     """
-    Take out of the spikes of two units what changes of amplitude and time and drift do to both.
+    Two units on the channels of both, the second moved by a lag.
 
-    Parameters
+    Attributes
     ----------
-    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
-        Spikes on n_channels * n_samples = n_dims.
-    times_of_first, times_of_second : np.ndarray, shape (n_first,), (n_second,)
-        Anything that puts the spikes of both in order.
-    waveform : np.ndarray, float32, shape (n_channels, n_samples)
-        Template of either; they are alike.
-    whitener : np.ndarray, float32, shape (n_dims, n_dims)
-        See `noise.Noise.make_whitener`.
-
-    Returns
-    -------
-    first, second : np.ndarray, float32, shape (n_first, n_dims), (n_second, n_dims)
-        Whitened.
+    shared_energy : float
+        Least share of the energy of a template that is on these channels.
     """
-    vectors = remove_variation(np.concatenate([first, second]) @ whitener, find_variation(waveform) @ whitener)
-    order = np.argsort(np.r_[times_of_first, times_of_second])
-    vectors[order] = remove_running_mean(vectors[order], min(N_AROUND, len(order) // 2))
-    return vectors[: len(first)], vectors[len(first) :]
+
+    def __init__(self, residuals, units, members, lag):
+        self.residuals, self.units, self.lags = residuals, units, (0, lag)
+        self.times = [members[unit] for unit in units]  # anything that puts the spikes of both in order
+        self.channels, *self.rows = np.intersect1d(
+            *(residuals.find_channels(unit) for unit in units), return_indices=True
+        )
+        templates = [residuals.waveforms[unit].T for unit in units]
+        self.waveforms = [template[self.channels] for template in templates]
+        self.shared_energy = min(
+            np.sum(part**2) / np.sum(template**2) for part, template in zip(self.waveforms, templates, strict=True)
+        )
+
+    def read(self):
+        """Spikes of each unit, freed from those that overlap them: float32, shape (n_spikes, n_dims)."""
+        return [self._read_unit(index) for index in range(len(self.units))]
+
+    def _read_unit(self, index):
+        left = self.residuals.read(self.times[index], self.units[index])[:, self.rows[index]]
+        waveform = shift_waveforms(self.waveforms[index], self.lags[index])[:, self.residuals.window]
+        return (shift_waveforms(left, self.lags[index]) + waveform).reshape(len(left), -1)
+
+    def read_without_changes(self):
+        """The same, whitened and without what changes of amplitude and time and drift do to both."""
+        spikes = self.read()
+        whitener = self.residuals.noise.make_whitener(self.channels, self.residuals.values.shape[1])
+        variation = find_variation(self.waveforms[0][:, self.residuals.window])
+        vectors = remove_variation(np.concatenate(spikes) @ whitener, variation @ whitener)
+        order = np.argsort(np.concatenate(self.times))
+        vectors[order] = remove_running_mean(vectors[order], min(N_AROUND, len(order) // 2))
+        return vectors[: len(spikes[0])], vectors[len(spikes[0]) :]
 
 
 def compare_templates(first, second, noise_of_means):

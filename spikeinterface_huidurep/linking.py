@@ -10,6 +10,7 @@ with nearly the same template may overlap more, the more the closer, as a neuron
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
 the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
+So are a unit and a rare one beside it whose spikes are less alike than those of a neuron (`joining.py`).
 Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
 silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
 templates goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
@@ -49,7 +50,7 @@ MAX_DISTANCE_UM = 60.0  # between the centres of two templates
 MIN_CHANGE = 0.015  # of others, as a share of that of two units; where drift made fragments it is 0.02 or more
 
 
-def link_fragments(sorting, templates, duration_s, displacement_um=None, steadiness=None):
+def link_fragments(sorting, templates, duration_s, displacement_um=None, steadiness=None, doubtful=()):
     """
     Find the units that are fragments of one neuron.
 
@@ -64,6 +65,9 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
         Of the probe in stretches of the recording of the same length, if it is known.
     steadiness : None | Steadiness, default: None
         Of the same units, if it is known.
+    doubtful : set of (int, int), default: empty
+        Pairs of units one of which is probably no neuron but collisions of the other, see
+        `joining.find_doubtful_units`.
 
     Returns
     -------
@@ -81,7 +85,7 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         together = np.concatenate(parts)
         n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        if respect_refractory_period(*trains, difference) or (
+        if respect_refractory_period(*trains, difference, (first, second) in doubtful) or (
             fire_apart(*trains, difference, n_others, displacement_um, total_s)
             and (steadiness is None or steadiness.measure_change(*trains, together, difference) >= MIN_CHANGE)
         ):
@@ -247,7 +251,7 @@ def share_displacement(first_s, second_s, displacement_um, duration_s):
     return coincidence(*ordered, duration_s) < MAX_COINCIDENCE_IN_PLACE
 
 
-def respect_refractory_period(first_s, second_s, difference):
+def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     """
     Whether two trains hardly ever fire one within the refractory period of the other, as those of one neuron.
 
@@ -257,15 +261,17 @@ def respect_refractory_period(first_s, second_s, difference):
         Times in s.
     difference : float
         Of their templates, as a share of the energy.
+    is_doubtful : bool, default: False
+        Whether they are probably one.
 
     Returns
     -------
     respect : bool
-        Where there are too few spikes to tell, whether the templates hardly differ.
+        Where there are too few spikes to tell, whether they are doubtful or their templates hardly differ.
     """
     if difference > MAX_DIFFERENCE:
         return False
-    max_probability = np.inf if difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
+    max_probability = np.inf if is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)
     rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]

@@ -19,6 +19,7 @@ from spikeinterface_huidurep.confidence import assign_spikes
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes
 from spikeinterface_huidurep.faint import add_faint_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
+from spikeinterface_huidurep.joining import find_doubtful_units
 from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
     MAX_DELAY_OF_UNIT_MS,
@@ -328,7 +329,8 @@ def find_neurons(sorting, templates, residuals, traces):
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
-    return link(without_leftovers, templates, traces, steadiness), shares, is_true
+    doubtful = find_doubtful_units(residuals, sorting, is_true)
+    return link(without_leftovers, templates, traces, steadiness, doubtful), shares, is_true
 
 
 def link_clusters(traces, sorting, templates, neighborhoods, params, folder, job_kwargs):
@@ -337,10 +339,10 @@ def link_clusters(traces, sorting, templates, neighborhoods, params, folder, job
     return link(sorting, templates, traces, measure_steadiness(sorting, residuals, traces))
 
 
-def link(sorting, templates, traces, steadiness=None):
+def link(sorting, templates, traces, steadiness=None, doubtful=()):
     """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
     displacement_um = traces.get_annotation(DISPLACEMENT, copy=False)
-    return link_fragments(sorting, templates, list_durations(traces), displacement_um, steadiness)
+    return link_fragments(sorting, templates, list_durations(traces), displacement_um, steadiness, doubtful)
 
 
 def measure_steadiness(sorting, residuals, traces):

@@ -7,17 +7,20 @@ from spikeinterface.core import NumpyRecording
 from spikeinterface_huidurep import joining
 from spikeinterface_huidurep.joining import (
     MAX_DIFFERENCE,
+    MAX_DIFFERENCE_OF_FRAGMENTS,
     MAX_SEPARATION_OF_ONE,
     MIN_DISTANCE,
     MIN_LARGE_PTP,
+    find_doubtful_units,
     find_same_units,
 )
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
-from spikeinterface_huidurep.merging import MAX_LAG
+from spikeinterface_huidurep.merging import MAX_LAG, thin
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.residuals import Residuals
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
+from .test_linking import make_trains
 from .test_results import SAMPLING_FREQUENCY
 from .test_splitting import N_BEFORE, N_SAMPLES, SIZES, THRESHOLD, pulse
 
@@ -202,3 +205,59 @@ def test_the_most_alike_come_first():
     residuals.values[members[0], 50, 2] += 5
     pairs = find_same(residuals, members, compare_spikes=False)
     assert [set(pair[:2]) for pair in pairs][0] == {1, 2} and len(pairs) == 3
+
+
+# --- units that are probably none ---
+
+N_FREQUENT, N_RARE = 900, 60
+
+
+def make_doubtful(shape=SHAPE):
+    """Residuals of two units that fire in turn, the second of this shape, and the indices of their spikes."""
+    residuals, _ = make_residuals([SHAPE, shape], [1, 1], n_spikes=N_FREQUENT)
+    return residuals, [np.arange(first, 2 * N_FREQUENT, 2) for first in (0, 1)]
+
+
+def find_doubtful(residuals, members, *counted):
+    """Of each unit only some of the spikes count."""
+    sorting = make_trains(*(rows + 0.5 for rows in members))
+    return find_doubtful_units(residuals, sorting, np.isin(np.arange(2 * N_FREQUENT), np.concatenate(counted)))
+
+
+def collide(residuals, rows, seed=1):
+    """Add spikes of others at random places and times."""
+    rng = np.random.default_rng(seed)
+    delays, sizes = rng.integers(-20, 20, len(rows)), rng.uniform(0, 15, (len(rows), 1, len(SHAPE)))
+    residuals.values[rows] += sizes * pulse(delays)[:, :, None]
+
+
+@pytest.mark.parametrize("rare, frequent", [(0, 1), (1, 0)])
+def test_a_rare_unit_of_collisions_is_doubtful_beside_its_neuron(rare, frequent):
+    residuals, members = make_doubtful()
+    collide(residuals, members[rare])
+    assert find_doubtful(residuals, members, *members) == set()
+    few = thin(members[rare], N_RARE)
+    assert find_doubtful(residuals, members, few, members[frequent]) == {(0, 1)}
+    assert find_doubtful(residuals, members, few, thin(members[frequent], N_RARE)) == set()
+
+
+@pytest.mark.parametrize("share, wanted", [(0.9, {(0, 1)}), (1.1, set())])
+def test_a_rare_unit_that_is_unlike_its_neighbours_is_not_doubtful(share, wanted):
+    residuals, members = make_doubtful((1 - np.sqrt(share * MAX_DIFFERENCE_OF_FRAGMENTS)) * SHAPE)
+    collide(residuals, members[1])
+    assert find_doubtful(residuals, members, members[0], thin(members[1], N_RARE)) == wanted
+
+
+@pytest.mark.parametrize("n_rare, wanted", [(N_RARE, set()), (10, {(0, 1)})])
+def test_a_rare_neuron_is_not_doubtful_if_it_can_be_told(n_rare, wanted):
+    residuals, members = make_doubtful(SHAPE * [[1.0], [1.0], [0.5], [1.0]])
+    assert find_doubtful(residuals, members, members[0], thin(members[1], n_rare)) == wanted
+
+
+def test_leftovers_make_no_unit_doubtful():
+    residuals, members = make_doubtful(SHAPE * [[1.0], [1.0], [0.5], [1.0]])
+    leftovers, own = thin(members[1], N_RARE), np.setdiff1d(members[1], thin(members[1], N_RARE))
+    collide(residuals, leftovers)
+    few = np.sort(np.r_[leftovers, thin(own, N_RARE // 2)])
+    assert find_doubtful(residuals, members, members[0], few) == {(0, 1)}
+    assert find_doubtful(residuals, members, members[0], np.setdiff1d(few, leftovers)) == set()

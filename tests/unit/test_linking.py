@@ -383,6 +383,17 @@ def test_fragments_that_share_the_displacements_are_linked_if_alike(size, n_neur
     assert len(set(link_fragments(sorting, templates, [DURATION_S], displacement_um).tolist())) == n_neurons
 
 
+@pytest.mark.parametrize("n_within, n_neurons", [(0, 1), (1, 1), (10, 2)])
+def test_a_doubtful_unit_is_linked_unless_it_breaks_the_refractory_period(n_within, n_neurons):
+    train = fire_at_random(0, 5000, DURATION_S)
+    frequent, rare = np.delete(train, np.s_[::50]), train[::50]
+    rare[:n_within] = frequent[:n_within] + 1e-3
+    sorting, templates = make_trains(frequent, rare), make_units((10, 3, 0), (5.6, 3, 0))
+    assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1]
+    neurons = link_fragments(sorting, templates, [DURATION_S], doubtful={(0, 1)})
+    assert len(set(neurons.tolist())) == n_neurons
+
+
 FAR_APART = [(10, 3, 0), (3, 3, 0)]  # these differ by half of the energy
 
 
