@@ -11,6 +11,7 @@ from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import minimum_spike_dtype
 
 from spikeinterface_huidurep.confidence import (
+    CAUTION,
     DIFFERENCE_FREEDOM,
     MAX_ODDS,
     N_AROUND,
@@ -136,8 +137,8 @@ def test_one_spike_has_no_spread():
 
 @given(odds=st.floats(1e-6, 1e6))
 def test_odds_are_limited(odds):
-    assert 0 < limit_odds(odds) <= min(odds, MAX_ODDS)
-    assert limit_odds(1e-4 * MAX_ODDS) == pytest.approx(1e-4 * MAX_ODDS, rel=1e-3)
+    assert 0 < limit_odds(odds) <= min(CAUTION * odds, MAX_ODDS)
+    assert limit_odds(1e-4 * MAX_ODDS) == pytest.approx(CAUTION * 1e-4 * MAX_ODDS, rel=1e-3)
 
 
 def assign(traces, samples, labels, templates, neurons, folder, shares=1.0, nbefore=30):
