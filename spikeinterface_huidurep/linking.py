@@ -10,7 +10,7 @@ with nearly the same template may overlap more, the more the closer, as a neuron
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
 the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-So are a unit and a rare one beside it whose spikes are less alike than those of a neuron (`joining.py`).
+That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it whose spikes are less alike than those of a neuron (`joining.py`).
 Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
 silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
 templates goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
@@ -42,6 +42,7 @@ REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike tha
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
 BURST_S = (2e-3, 10e-3)  # or this far, if they do so more often: the later spikes of a burst are smaller
 MAX_REFRACTORY = 0.3  # share of what chance would give
+MIN_TOGETHER = 0.5  # of what chance would give; units that fire less together hardly can within a refractory period
 MAX_PROBABILITY = 1e-4  # that chance gave as few
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
@@ -267,16 +268,30 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     Returns
     -------
     respect : bool
-        Where there are too few spikes to tell, whether they are doubtful or their templates hardly differ.
+        Where there are too few spikes to tell, whether they are doubtful or their templates hardly differ; not if they
+        avoid each other, as neurons may that behaviour makes fire in turn.
     """
     if difference > MAX_DIFFERENCE:
         return False
-    max_probability = np.inf if is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE else MAX_PROBABILITY
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)
     rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
     chance = max(rates) * np.ptp(REFRACTORY_S)
-    return bool(found <= MAX_REFRACTORY * chance and poisson.cdf(found, chance) < max_probability)
+    if found > MAX_REFRACTORY * chance:
+        return False
+    is_alike = is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE
+    return bool((is_alike and not avoid_each_other(*trains)) or poisson.cdf(found, chance) < MAX_PROBABILITY)
+
+
+def avoid_each_other(first_s, second_s):
+    """Whether two trains, ascending, fire within AROUND_S of each other less than MIN_TOGETHER of what chance gives."""
+    n_pairs = len(first_s) * len(second_s)
+    if n_pairs == 0:
+        return False
+    duration_s = max(first_s[-1], second_s[-1]) - min(first_s[0], second_s[0])
+    by_chance = n_pairs * 2 * np.ptp(AROUND_S) / max(duration_s, AROUND_S[1])
+    found = count_pairs(first_s, second_s, *AROUND_S)
+    return found < MIN_TOGETHER * by_chance and poisson.cdf(found, by_chance) < MAX_PROBABILITY
 
 
 def count_pairs(first_s, second_s, nearest_s, farthest_s):

@@ -394,6 +394,25 @@ def test_a_doubtful_unit_is_linked_unless_it_breaks_the_refractory_period(n_with
     assert len(set(neurons.tolist())) == n_neurons
 
 
+@pytest.mark.parametrize("change, n_neurons", [(0.0, 2), (1.0, 1)])
+def test_neurons_that_take_turns_are_two_however_alike_if_others_stay_as_they_are(change, n_neurons):
+    """The neurons of two places, visited again and again."""
+    times_s = np.random.default_rng(0).uniform(0, DURATION_S, 900)
+    is_first = times_s % 20 < 8
+    first, second = np.sort(times_s[is_first]), np.sort(times_s[~is_first])
+    sorting, templates = make_trains(first, second), make_units((10, 3, 0), (9, 3, 0))
+    steadiness = SimpleNamespace(measure_change=lambda *arguments: change)
+    neurons = link_fragments(sorting, templates, [DURATION_S], steadiness=steadiness)
+    assert len(set(neurons.tolist())) == n_neurons
+    assert respect_refractory_period(first, second, 0.01) is False
+    assert respect_refractory_period(times_s[::2], times_s[1::2], 0.01) is False  # within the refractory period
+
+
+def test_few_spikes_of_nearly_the_same_template_are_one_neuron():
+    assert respect_refractory_period(np.array([10.0, 30.0, 200.0]), np.array([20.0, 40.0]), 0.01)
+    assert not respect_refractory_period(np.array([10.0, 30.0, 200.0]), np.zeros(0), 0.2)
+
+
 FAR_APART = [(10, 3, 0), (3, 3, 0)]  # these differ by half of the energy
 
 
