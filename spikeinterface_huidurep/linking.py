@@ -1,21 +1,22 @@
 """
 Link the fragments of a neuron.
 
-Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the
-other is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked
-when their templates are alike and their spikes fall into the same stretches of time much less often than chance. They
-are also linked when they fire together, but hardly ever one within the refractory period of the other. Bursts show it
-best: their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Units
-with nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
+Drift takes a neuron from one cluster to the next: its waveform changes a little, and while one fragment fires the other
+is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
+their templates are alike and their spikes fall into the same stretches of time much less often than chance. They are
+also linked when they fire together, but hardly ever one within the refractory period of the other. Bursts show it best:
+their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Units with
+nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
 the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it whose spikes are less alike than those of a neuron (`joining.py`).
-Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all others are
-silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with the closest
-templates goes first, and the times of linked units are taken together: a neuron that is complete links to nothing.
-Behaviour makes neurons fire at different times, too. Where other units stay exactly as they are between the times of
-two, these are not linked for their times (`steadiness.py`).
+That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it whose
+spikes are less alike than those of a neuron (`joining.py`). Units whose templates differ more than those of most
+fragments may hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem to
+fire together because both do in the rest. The pair with the closest templates goes first, and the times of linked units
+are taken together: a neuron that is complete links to nothing. Behaviour makes neurons fire at different times, too.
+Where other units stay exactly as they are between the times of two, these are not linked for their times
+(`steadiness.py`).
 """
 
 import numpy as np
