@@ -74,8 +74,9 @@ class Steadiness:
             change, by_chance = measure_difference(
                 *(self.residuals.read(thin(group, MAX_SPIKES), unit) for group in groups)
             )
-            if by_chance <= MAX_CHANCE * difference * self.energies[unit]:
-                changed += change
+            largest = difference * self.energies[unit]
+            if by_chance <= MAX_CHANCE * largest:
+                changed += min(change, largest)  # one that changes more holds two neurons that behaviour parts
                 energy += self.energies[unit]
         return changed, energy
 

@@ -58,6 +58,11 @@ def test_change_of_others_is_a_share_of_the_difference(share):
     assert change == pytest.approx(share, abs=0.05) and change > MIN_CHANGE
 
 
+def test_a_unit_that_changes_more_than_the_two_differ_counts_as_if_it_changed_as_much():
+    steadiness = make_steadiness([EARLY, LATE, *[ALWAYS] * 5], np.r_[np.zeros(6), 10 * DIFFERENCE])
+    assert steadiness.measure_change(EARLY, LATE, np.array([0, 1]), DIFFERENCE) == pytest.approx(1 / 5, abs=0.02)
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_others_that_stay_as_they_are_change_less_than_drift_has_it(seed):
     steadiness = make_steadiness([EARLY, LATE, ALWAYS, ALWAYS], np.zeros(4), seed=seed)
