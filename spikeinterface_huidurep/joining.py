@@ -4,7 +4,7 @@ Units that are one neuron: their templates are alike, and their spikes, freed fr
 There has to be none, either, when what drift and changes of amplitude and time do to the spikes is taken out, and the
 colour of the noise, as in `splitting.py`: these may hide the gap between two neurons.
 
-And units that are no neurons: rare beside one that is alike, and of spikes less alike than its own.
+And rare units beside a frequent one that are probably some of its spikes: those that others overlap.
 """
 
 import numpy as np
@@ -14,11 +14,11 @@ from spikeinterface_huidurep.linking import MAX_DIFFERENCE as MAX_DIFFERENCE_OF_
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
 from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
+from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.splitting import (
-    MIN_SHARE,
     N_AROUND,
     find_variation,
-    is_rare_neuron,
+    measure_spread,
     remove_running_mean,
     remove_variation,
     score_pair,
@@ -28,7 +28,9 @@ MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; bey
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
 MAX_SEPARATION_OF_ONE = 3.0  # SD; the halves of one Gaussian are 2.7 apart; what drift parts more is linked
+MAX_SHARE_OF_RARE = 0.1  # times the spikes of a frequent unit
 MAX_COMPARED_SPIKES = 3000  # of a frequent unit; more do not change the verdict
+MIN_SPREAD_OF_COLLISIONS = 1.15  # times that of the spikes of their neuron; of neurons it is 0.95 to 1.1
 MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes are compared
 
 
@@ -70,10 +72,11 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
 
 def find_doubtful_units(residuals, sorting, is_true):
     """
-    Pairs of a rare unit and a frequent one that are alike, but whose rare spikes are not: no neuron has such.
+    Pairs of a rare unit and a frequent one that is probably the same neuron.
 
-    They are spikes of the frequent one that others overlap. Where matching does not resolve this, as with large
-    neurons, they make a unit of their own.
+    Either their templates cannot be told apart, or they are alike, but the rare spikes are not: these are spikes of the
+    frequent one that others overlap. Where matching does not resolve this, as with large neurons, they make a unit of
+    their own. Where drift was corrected, what is left of it makes the spikes of neurons unlike, too.
 
     Parameters
     ----------
@@ -92,25 +95,29 @@ def find_doubtful_units(residuals, sorting, is_true):
     members = [np.flatnonzero(unit_indices == index) for index in range(len(sorting.unit_ids))]
     sizes = np.array([len(rows) for rows in members])
     members = [thin(rows, MAX_COMPARED_SPIKES) for rows in members]
+    is_corrected = residuals.noise.traces.get_annotation(DISPLACEMENT, copy=False) is not None
     centres_um = residuals.locate_templates()
     pairs = set()
     for rare in np.flatnonzero(sizes > 1).tolist():
         distances_um = np.linalg.norm(centres_um - centres_um[rare], axis=1)
-        is_frequent = sizes[rare] < MIN_SHARE * (sizes[rare] + sizes)
+        is_frequent = sizes[rare] <= MAX_SHARE_OF_RARE * sizes
         for frequent in np.flatnonzero(is_frequent & (distances_um <= MAX_DISTANCE_UM)).tolist():
-            if _is_doubtful(residuals, [frequent, rare], members, sizes):
+            lag, difference, energy = _compare_units(residuals, [frequent, rare], sizes)
+            is_alike = difference <= MAX_DIFFERENCE_OF_FRAGMENTS * energy
+            if difference <= MAX_SEPARATION_OF_ONE**2 or (
+                is_alike and not is_corrected and _is_unlike_itself(residuals, [frequent, rare], members, lag)
+            ):
                 pairs.add((min(frequent, rare), max(frequent, rare)))
     return pairs
 
 
-def _is_doubtful(residuals, units, members, sizes):
-    """Whether the spikes of the second unit, rare beside the first, are too unlike for those of a neuron."""
-    lag, difference, energy = _compare_units(residuals, units, sizes)
+def _is_unlike_itself(residuals, units, members, lag):
+    """Whether the spikes of the second unit are less alike than those of the first, as no two neurons are."""
     pair = _Pair(residuals, units, members, lag)
-    if difference > MAX_DIFFERENCE_OF_FRAGMENTS * energy or pair.shared_energy < MIN_SHARED_ENERGY:
+    if pair.shared_energy < MIN_SHARED_ENERGY:
         return False
-    frequent, rare = pair.read_without_changes()
-    return not is_rare_neuron(rare, frequent)
+    first, second = pair.read_without_changes()
+    return measure_spread(second) > MIN_SPREAD_OF_COLLISIONS * measure_spread(first)
 
 
 def _score_units(residuals, units, members, sizes, made_of, threshold):

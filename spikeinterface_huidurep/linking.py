@@ -10,13 +10,12 @@ nearly the same template may overlap more, the more the closer, as a neuron that
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
 the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it whose
-spikes are less alike than those of a neuron (`joining.py`). Units whose templates differ more than those of most
-fragments may hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem to
-fire together because both do in the rest. The pair with the closest templates goes first, and the times of linked units
-are taken together: a neuron that is complete links to nothing. Behaviour makes neurons fire at different times, too.
-Where other units stay exactly as they are between the times of two, these are not linked for their times
-(`steadiness.py`).
+That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it that is
+hardly a neuron (`joining.py`). Units whose templates differ more than those of most fragments may hardly coincide.
+Stretches in which all others are silent do not count, or two fragments would seem to fire together because both do in
+the rest. The pair with the closest templates goes first, and the times of linked units are taken together: a neuron
+that is complete links to nothing. Behaviour makes neurons fire at different times, too. Where other units stay exactly
+as they are between the times of two, these are not linked for their times (`steadiness.py`).
 """
 
 import numpy as np
@@ -68,8 +67,7 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
     steadiness : None | Steadiness, default: None
         Of the same units, if it is known.
     doubtful : set of (int, int), default: empty
-        Pairs of units one of which is probably no neuron but collisions of the other, see
-        `joining.find_doubtful_units`.
+        Pairs of units that are probably one neuron, see `joining.find_doubtful_units`.
 
     Returns
     -------
@@ -272,7 +270,7 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
         Where there are too few spikes to tell, whether they are doubtful or their templates hardly differ; not if they
         avoid each other, as neurons may that behaviour makes fire in turn.
     """
-    if difference > MAX_DIFFERENCE:
+    if difference > MAX_DIFFERENCE and not is_doubtful:
         return False
     trains = np.sort(first_s), np.sort(second_s)
     found = count_pairs(*trains, *REFRACTORY_S)

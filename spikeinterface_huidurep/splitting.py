@@ -189,7 +189,10 @@ def sharpen_parts(vectors, parts):
 
 def is_neuron(vectors, is_part):
     """
-    Whether a part beside a larger one may be a neuron: many spikes may, fewer if `is_rare_neuron`.
+    Whether a part beside a larger one may be a neuron.
+
+    Many spikes may. Fewer must be about as alike as those of the larger part, which collisions are not, and the farther
+    away the fewer and the less alike they are: at least as many, as alike and as far as one of RARE_NEURONS.
 
     Parameters
     ----------
@@ -201,32 +204,15 @@ def is_neuron(vectors, is_part):
     -------
     is_neuron : bool
     """
-    if is_part.mean() >= MIN_SHARE:
-        return is_part.sum() >= MIN_SPIKES
-    return is_rare_neuron(vectors[is_part], vectors[~is_part])
-
-
-def is_rare_neuron(vectors, others):
-    """
-    Whether few spikes beside many may be those of a neuron.
-
-    They must be about as alike as the others, which collisions are not, and the farther away the fewer and the less
-    alike they are: at least as many, as alike and as far as one of RARE_NEURONS.
-
-    Parameters
-    ----------
-    vectors, others : np.ndarray, float32, shape (n_spikes, n_dims), (n_others, n_dims)
-
-    Returns
-    -------
-    is_rare_neuron : bool
-    """
-    if len(vectors) < min(n_spikes for n_spikes, _, _ in RARE_NEURONS):
+    n_part, share = is_part.sum(), is_part.mean()
+    if share >= MIN_SHARE:
+        return n_part >= MIN_SPIKES
+    if n_part < min(n_spikes for n_spikes, _, _ in RARE_NEURONS):
         return False
-    spread = measure_spread(vectors) / measure_spread(others)
-    distance = separation(*project_on_difference(vectors, others))
+    spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
+    distance = separation(*project_on_difference(vectors[is_part], vectors[~is_part]))
     return any(
-        len(vectors) >= n_spikes and spread <= max_spread and distance >= min_distance
+        n_part >= n_spikes and spread <= max_spread and distance >= min_distance
         for n_spikes, max_spread, min_distance in RARE_NEURONS
     )
 

@@ -248,10 +248,19 @@ def test_a_rare_unit_that_is_unlike_its_neighbours_is_not_doubtful(share, wanted
     assert find_doubtful(residuals, members, members[0], thin(members[1], N_RARE)) == wanted
 
 
-@pytest.mark.parametrize("n_rare, wanted", [(N_RARE, set()), (10, {(0, 1)})])
-def test_a_rare_neuron_is_not_doubtful_if_it_can_be_told(n_rare, wanted):
+@pytest.mark.parametrize("is_corrected, wanted", [(False, {(0, 1)}), (True, set())])
+def test_what_is_left_of_drift_makes_no_unit_doubtful(is_corrected, wanted):
     residuals, members = make_doubtful(SHAPE * [[1.0], [1.0], [0.5], [1.0]])
-    assert find_doubtful(residuals, members, members[0], thin(members[1], n_rare)) == wanted
+    collide(residuals, members[1])
+    if is_corrected:
+        residuals.noise.traces.annotate(displacement_um=[0.0, 10.0])
+    assert find_doubtful(residuals, members, members[0], thin(members[1], N_RARE)) == wanted
+
+
+@pytest.mark.parametrize("distance, wanted", [(2.9, {(0, 1)}), (3.1, set())])
+def test_a_rare_unit_is_doubtful_if_its_template_can_hardly_be_told_from_another(distance, wanted):
+    residuals, members = make_doubtful((1 - distance / np.linalg.norm(SHAPE)) * SHAPE)
+    assert find_doubtful(residuals, members, members[0], thin(members[1], N_RARE)) == wanted
 
 
 def test_leftovers_make_no_unit_doubtful():
