@@ -105,14 +105,14 @@ def find_doubtful_units(residuals, sorting, is_true):
             lag, difference, energy = _compare_units(residuals, [frequent, rare], sizes)
             is_alike = difference <= MAX_DIFFERENCE_OF_FRAGMENTS * energy
             if difference <= MAX_SEPARATION_OF_ONE**2 or (
-                is_alike and not is_corrected and _is_unlike_itself(residuals, [frequent, rare], members, lag)
+                is_alike and not is_corrected and _are_collisions(residuals, [frequent, rare], members, lag)
             ):
                 pairs.add((min(frequent, rare), max(frequent, rare)))
     return pairs
 
 
-def _is_unlike_itself(residuals, units, members, lag):
-    """Whether the spikes of the second unit are less alike than those of the first, as no two neurons are."""
+def _are_collisions(residuals, units, members, lag):
+    """Whether the spikes of the second unit are less alike than those of the first, as those of no neuron are."""
     pair = _Pair(residuals, units, members, lag)
     if pair.shared_energy < MIN_SHARED_ENERGY:
         return False

@@ -276,7 +276,7 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     found = count_pairs(*trains, *REFRACTORY_S)
     rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
     chance = max(rates) * np.ptp(REFRACTORY_S)
-    if found > MAX_REFRACTORY * chance:
+    if found > max(MAX_REFRACTORY * chance, int(is_doubtful)):  # a spike of another neuron may be among few
         return False
     is_alike = is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE
     return bool((is_alike and not avoid_each_other(*trains)) or poisson.cdf(found, chance) < MAX_PROBABILITY)

@@ -394,6 +394,15 @@ def test_a_doubtful_unit_is_linked_unless_it_breaks_the_refractory_period(n_with
     assert len(set(neurons.tolist())) == n_neurons
 
 
+@pytest.mark.parametrize("n_within, n_neurons", [(1, 1), (2, 2)])
+def test_of_few_doubtful_spikes_one_may_be_of_another_neuron(n_within, n_neurons):
+    train = fire_at_random(0, 5000, DURATION_S)
+    frequent, rare = np.delete(train, np.s_[::200]), train[::200]
+    rare[:n_within] = frequent[:n_within] + 1e-3
+    sorting, templates = make_trains(frequent, rare), make_units((10, 3, 0), (5.6, 3, 0))
+    assert len(set(link_fragments(sorting, templates, [DURATION_S], doubtful={(0, 1)}).tolist())) == n_neurons
+
+
 @pytest.mark.parametrize("change, n_neurons", [(0.0, 2), (1.0, 1)])
 def test_neurons_that_take_turns_are_two_however_alike_if_others_stay_as_they_are(change, n_neurons):
     """The neurons of two places, visited again and again."""
