@@ -22,7 +22,7 @@ from spikeinterface_huidurep.pipeline import (
 )
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
-from .test_linking import DURATION_S, fire, make_trains, make_units
+from .test_linking import DURATION_S, fire, fire_at_random, make_trains, make_units
 
 SAMPLING_FREQUENCY = 30_000.0
 
@@ -323,6 +323,16 @@ def test_the_second_segment_begins_where_the_first_ends():
     assert link(sorting, make_units((10, 3, 0), (5.6, 3, 0)), traces).tolist() == [1, 1]
 
 
+@pytest.mark.parametrize("doubtful, neurons", [(set(), [0, 1]), ({(0, 1)}, [0, 0])])
+def test_doubtful_units_are_linked(monkeypatch, doubtful, neurons):
+    monkeypatch.setattr(pipeline, "find_doubtful_units", lambda residuals, sorting, is_true: doubtful)
+    train = fire_at_random(0, 5000, DURATION_S)
+    sorting, templates = make_trains(np.delete(train, np.s_[::50]), train[::50]), make_units((10, 3, 0), (5.6, 3, 0))
+    traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
+    residuals = SimpleNamespace(measure_norms=lambda: np.array([40.0, 30.0]), locate_templates=lambda: np.zeros((2, 2)))
+    assert find_neurons(sorting, templates, residuals, traces)[0].tolist() == neurons
+
+
 def test_leftovers_do_not_hide_that_fragments_take_turns():
     """Units 0 and 1 are one neuron; unit 1 has also found what half of the spikes of unit 2, far larger, left over."""
     larger = np.sort(np.random.default_rng(0).uniform(0, DURATION_S, 700))
@@ -332,7 +342,9 @@ def test_leftovers_do_not_hide_that_fragments_take_turns():
     traces = NumpyRecording([np.zeros((int(DURATION_S * SAMPLING_FREQUENCY), 1), "float32")], SAMPLING_FREQUENCY)
     assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 2]
     norms, places_um = np.array([40.0, 30.0, 160.0]), np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
-    residuals = SimpleNamespace(measure_norms=lambda: norms, locate_templates=lambda: places_um)
+    residuals = SimpleNamespace(
+        measure_norms=lambda: norms, locate_templates=lambda: places_um, noise=SimpleNamespace(traces=traces)
+    )
     neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     assert neurons.tolist() in ([0, 0, 2], [1, 1, 2])
     assert np.sum(~is_true) == len(leftovers) and np.all(shares[~is_true] < 0.1)
