@@ -14,7 +14,6 @@ from spikeinterface_huidurep.linking import MAX_DIFFERENCE as MAX_DIFFERENCE_OF_
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
 from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
-from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.splitting import (
     N_AROUND,
     find_variation,
@@ -95,7 +94,7 @@ def find_doubtful_units(residuals, sorting, is_true):
     members = [np.flatnonzero(unit_indices == index) for index in range(len(sorting.unit_ids))]
     sizes = np.array([len(rows) for rows in members])
     members = [thin(rows, MAX_COMPARED_SPIKES) for rows in members]
-    is_corrected = residuals.noise.traces.get_annotation(DISPLACEMENT, copy=False) is not None
+    is_corrected = residuals.is_drift_corrected()
     centres_um = residuals.locate_templates()
     pairs = set()
     for rare in np.flatnonzero(sizes > 1).tolist():
@@ -116,7 +115,7 @@ def _are_collisions(residuals, units, members, lag):
     pair = _Pair(residuals, units, members, lag)
     if pair.shared_energy < MIN_SHARED_ENERGY:
         return False
-    first, second = pair.read_without_changes()
+    first, second = pair.remove_changes(pair.read())
     return measure_spread(second) > MIN_SPREAD_OF_COLLISIONS * measure_spread(first)
 
 
@@ -129,9 +128,10 @@ def _score_units(residuals, units, members, sizes, made_of, threshold):
     if pair.shared_energy < MIN_SHARED_ENERGY:
         is_one = difference <= max(MAX_DIFFERENCE_OF_ONE * energy, min(MAX_DIFFERENCE * energy, MIN_DISTANCE**2))
         return (0.0 if is_one else np.inf), lag
-    score = _score_spikes(pair.read(), sizes[units])
+    spikes = pair.read()
+    score = _score_spikes(spikes, sizes[units])
     if score < threshold:
-        score = max(score, _score_spikes(pair.read_without_changes(), sizes[units]))
+        score = max(score, _score_spikes(pair.remove_changes(spikes), sizes[units]))
     return score, lag
 
 
@@ -177,9 +177,8 @@ class _Pair:
         waveform = shift_waveforms(self.waveforms[index], self.lags[index])[:, self.residuals.window]
         return (shift_waveforms(left, self.lags[index]) + waveform).reshape(len(left), -1)
 
-    def read_without_changes(self):
-        """The same, whitened and without what changes of amplitude and time and drift do to both."""
-        spikes = self.read()
+    def remove_changes(self, spikes):
+        """The spikes of `read`, whitened and without what changes of amplitude and time and drift do to both."""
         whitener = self.residuals.noise.make_whitener(self.channels, self.residuals.values.shape[1])
         variation = find_variation(self.waveforms[0][:, self.residuals.window])
         vectors = remove_variation(np.concatenate(spikes) @ whitener, variation @ whitener)

@@ -10,12 +10,12 @@ nearly the same template may overlap more, the more the closer, as a neuron that
 cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
 the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
 hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-That they do not shows little where they hardly fire together at all. So are a unit and a rare one beside it that is
-hardly a neuron (`joining.py`). Units whose templates differ more than those of most fragments may hardly coincide.
-Stretches in which all others are silent do not count, or two fragments would seem to fire together because both do in
-the rest. The pair with the closest templates goes first, and the times of linked units are taken together: a neuron
-that is complete links to nothing. Behaviour makes neurons fire at different times, too. Where other units stay exactly
-as they are between the times of two, these are not linked for their times (`steadiness.py`).
+So are a unit and a rare one beside it that is hardly a neuron (`joining.py`). That two do not fire within it shows
+nothing where they hardly fire together at all. Units whose templates differ more than those of most fragments may
+hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem to fire together
+because both do in the rest. The pair with the closest templates goes first, and the times of linked units are taken
+together: a neuron that is complete links to nothing. Behaviour makes neurons fire at different times, too. Where other
+units stay exactly as they are between the times of two, these are not linked for their times (`steadiness.py`).
 """
 
 import numpy as np

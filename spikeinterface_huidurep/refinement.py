@@ -22,7 +22,6 @@ from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.joining import find_same_units
 from spikeinterface_huidurep.matching import WEAK_NORM
 from spikeinterface_huidurep.merging import shift_each, thin
-from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
 from spikeinterface_huidurep.splitting import split_unit
 
@@ -156,8 +155,9 @@ class _Changes:
 
 
 def _split_units(changes, residuals, members, threshold, seed):
-    is_corrected = residuals.noise.traces.get_annotation(DISPLACEMENT, copy=False) is not None
-    shapes = None if is_corrected else residuals.find_shapes()  # what correction leaves of drift looks like a neuron
+    shapes = (
+        None if residuals.is_drift_corrected() else residuals.find_shapes()
+    )  # what correction leaves of drift looks like a neuron
     for index, rows in enumerate(members):
         channels = residuals.find_channels(index)
         waveform = residuals.get_waveform(index, channels)[:, residuals.window]

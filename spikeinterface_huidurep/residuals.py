@@ -21,6 +21,7 @@ from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.noise import Noise
+from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.restlessness import is_of_restlessness, measure_restlessness
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
@@ -67,6 +68,10 @@ class Residuals:
         if len(waveforms) < MIN_WAVEFORMS:
             return None
         return np.linalg.svd(waveforms, full_matrices=False)[2][:N_SHAPES]
+
+    def is_drift_corrected(self):
+        """Whether the spikes are from traces that were interpolated, as the probe moved."""
+        return self.noise.traces.get_annotation(DISPLACEMENT, copy=False) is not None
 
     def locate_templates(self):
         """Centres of mass of the squared peak-to-peak amplitudes of the templates, shape (n_units, 2) in um."""

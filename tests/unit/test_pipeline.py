@@ -343,7 +343,7 @@ def test_leftovers_do_not_hide_that_fragments_take_turns():
     assert link_fragments(sorting, templates, [DURATION_S]).tolist() == [0, 1, 2]
     norms, places_um = np.array([40.0, 30.0, 160.0]), np.array([[0.0, 0.0], [0.0, 0.0], [0.0, 500.0]])
     residuals = SimpleNamespace(
-        measure_norms=lambda: norms, locate_templates=lambda: places_um, noise=SimpleNamespace(traces=traces)
+        measure_norms=lambda: norms, locate_templates=lambda: places_um, is_drift_corrected=lambda: False
     )
     neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     assert neurons.tolist() in ([0, 0, 2], [1, 1, 2])
