@@ -155,9 +155,8 @@ class _Changes:
 
 
 def _split_units(changes, residuals, members, threshold, seed):
-    shapes = (
-        None if residuals.is_drift_corrected() else residuals.find_shapes()
-    )  # what correction leaves of drift looks like a neuron
+    # what correction leaves of drift looks like a neuron
+    shapes = None if residuals.is_drift_corrected() else residuals.find_shapes()
     for index, rows in enumerate(members):
         channels = residuals.find_channels(index)
         waveform = residuals.get_waveform(index, channels)[:, residuals.window]
