@@ -23,6 +23,14 @@ from scipy.stats import poisson
 
 from spikeinterface_huidurep.matching import make_sorting
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, find_lag
+from spikeinterface_huidurep.trains import (
+    AROUND_S,
+    MAX_PROBABILITY,
+    MAX_REFRACTORY,
+    REFRACTORY_S,
+    avoid_each_other,
+    count_pairs,
+)
 from spikeinterface_huidurep.waveforms import resample_templates
 
 MIN_BIN_S = 10.0  # a neuron may pause; drift takes longer
@@ -38,12 +46,7 @@ MAX_COINCIDENCE_IN_PLACE = 0.45  # at the same displacements of the probe
 MAX_DIFFERENCE_OF_LIKE = 0.15  # from there on fragments may coincide no more than MAX_COINCIDENCE
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
 MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
-REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
-AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
 BURST_S = (2e-3, 10e-3)  # or this far, if they do so more often: the later spikes of a burst are smaller
-MAX_REFRACTORY = 0.3  # share of what chance would give
-MIN_TOGETHER = 0.5  # of what chance would give; units that fire less together hardly can within a refractory period
-MAX_PROBABILITY = 1e-4  # that chance gave as few
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
 MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
@@ -280,26 +283,6 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
         return False
     is_alike = is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE
     return bool((is_alike and not avoid_each_other(*trains)) or poisson.cdf(found, chance) < MAX_PROBABILITY)
-
-
-def avoid_each_other(first_s, second_s):
-    """Whether two trains, ascending, fire within AROUND_S of each other less than MIN_TOGETHER of what chance gives."""
-    n_pairs = len(first_s) * len(second_s)
-    if n_pairs == 0:
-        return False
-    duration_s = max(first_s[-1], second_s[-1]) - min(first_s[0], second_s[0])
-    by_chance = n_pairs * 2 * np.ptp(AROUND_S) / max(duration_s, AROUND_S[1])
-    found = count_pairs(first_s, second_s, *AROUND_S)
-    return found < MIN_TOGETHER * by_chance and poisson.cdf(found, by_chance) < MAX_PROBABILITY
-
-
-def count_pairs(first_s, second_s, nearest_s, farthest_s):
-    """Number of pairs, one time of each ascending array, whose distance is between `nearest_s` and `farthest_s`."""
-    within = [
-        np.searchsorted(second_s, first_s + distance, "right") - np.searchsorted(second_s, first_s - distance)
-        for distance in (farthest_s, nearest_s)
-    ]
-    return int(np.sum(within[0] - within[1]))
 
 
 def locate_templates(templates):

@@ -3,7 +3,7 @@ A second look at the units, by spikes freed from those that overlap them.
 
 Weak neurons that share a place may enter the matching as one template, and one neuron as two. With all templates taken
 away, what is left of the spikes of a template shows it (`splitting.py`), as do the spikes of two templates that are
-alike (`joining.py`).
+alike (`joining.py`). So may neurons that differ in size alone (`sizes.py`).
 
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
 its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
@@ -23,7 +23,9 @@ from spikeinterface_huidurep.joining import find_same_units
 from spikeinterface_huidurep.matching import WEAK_NORM
 from spikeinterface_huidurep.merging import shift_each, thin
 from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
+from spikeinterface_huidurep.sizes import split_sizes
 from spikeinterface_huidurep.splitting import split_unit
+from spikeinterface_huidurep.trains import find_times
 
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 MIN_GAIN = 1.5  # times more spikes than were known of the unit: they make a better template
@@ -115,7 +117,7 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     )
     norms = residuals.measure_norms()
     changes = _Changes()
-    _split_units(changes, residuals, members, threshold, seed)
+    _split_units(changes, residuals, members, _list_times(sorting), threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
@@ -154,16 +156,27 @@ class _Changes:
             self.groups += [(rows, lags, rows if found is None else found) for rows, lags in groups]
 
 
-def _split_units(changes, residuals, members, threshold, seed):
+def _split_units(changes, residuals, members, times_s, threshold, seed):
     # what correction leaves of drift looks like a neuron
     shapes = None if residuals.is_drift_corrected() else residuals.find_shapes()
     for index, rows in enumerate(members):
         channels = residuals.find_channels(index)
         waveform = residuals.get_waveform(index, channels)[:, residuals.window]
         whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
-        parts = split_unit(residuals.read(rows, index), waveform, whitener, shapes, threshold, seed)
+        spikes, all_times_s = residuals.read(rows, index), times_s[index]
+        parts = split_unit(spikes, waveform, whitener, shapes, threshold, seed)
+        if parts.max() == 0:
+            looked_at_s = thin(all_times_s, MAX_SPIKES)  # as the rows are
+            parts = split_sizes(spikes, waveform, whitener, looked_at_s, all_times_s, threshold)
         if parts.max() > 0:
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
+
+
+def _list_times(sorting):
+    """Of the spikes of each unit in s, see `trains.find_times`."""
+    spikes = sorting.to_spike_vector()
+    times_s = find_times(spikes, sorting.sampling_frequency)
+    return [times_s[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]
 
 
 def _align_units(changes, residuals, members, made_of, norms):

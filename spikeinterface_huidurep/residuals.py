@@ -23,6 +23,7 @@ from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_wavefor
 from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.restlessness import is_of_restlessness, measure_restlessness
+from spikeinterface_huidurep.trains import find_times, has_refractory_period
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file
 
 MS_BEFORE, MS_AFTER = 0.8, 1.3
@@ -269,7 +270,8 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     restlessness = measure_restlessness(residuals.noise.traces, *times, waveform)
     is_spike &= (restlessness == 1) | (sizes >= NOISE_SIZE * restlessness)
     if np.any(is_spike):
-        is_neuron = np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
+        times_s = np.sort(find_times(spikes[members[is_spike]], residuals.noise.traces.sampling_frequency))
+        is_neuron = np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE or has_refractory_period(times_s)
         is_spike &= is_neuron and not is_of_restlessness(residuals.noise.traces, restlessness[is_spike])
     return members, places, is_spike
 

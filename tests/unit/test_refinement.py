@@ -150,7 +150,7 @@ def test_shapes_count_only_where_no_drift_was_corrected(is_corrected, monkeypatc
     monkeypatch.setattr(
         refinement, "split_unit", lambda *arguments: given.append(arguments[3]) or np.zeros(len(arguments[0]), int)
     )
-    refinement._split_units(refinement._Changes(), residuals, members, THRESHOLD, 0)
+    refinement._split_units(refinement._Changes(), residuals, members, members, THRESHOLD, 0)
     assert len(given) == 6
     for shapes in given:
         assert shapes is None if is_corrected else np.array_equal(shapes, residuals.find_shapes())
@@ -260,6 +260,22 @@ def test_the_larger_spikes_of_a_strong_unit_are_no_better(matched, monkeypatch, 
     assert (CLEAN in refine(sorting, residuals, unit_20=0.1).replaced) == is_weak
 
 
+@pytest.mark.parametrize("step, n_neurons", [(2.0, 1), (20.0, 2)])
+def test_a_unit_of_two_sizes_is_two_neurons(matched, step, n_neurons):
+    """They fire in no order, as the spikes of bursts do not."""
+    is_large = np.random.default_rng(4).random(100) < 0.5
+    residuals, own = make_larger(matched, np.where(is_large, 0.5, -0.5) * step)
+    refined = refine(matched[0], residuals)
+    assert (CLEAN in refined.replaced) == (n_neurons == 2)
+    spikes = matched[0].to_spike_vector()
+    found = [
+        set(list_spikes(refined.peaks[refined.origins == CLEAN][refined.labels[refined.origins == CLEAN] == label]))
+        for label in np.unique(refined.labels[refined.origins == CLEAN])
+    ]
+    wanted = [set(list_spikes(spikes[own[chosen]])) for chosen in (is_large, ~is_large)]
+    assert sorted(found, key=len) == (sorted(wanted, key=len) if n_neurons == 2 else [])
+
+
 @pytest.mark.usefixtures("all_weak")
 @pytest.mark.parametrize("excess, is_replaced", [(-3.0, False), (0.0, False), (4.0, True)])
 def test_spikes_must_be_larger_than_the_template(matched, excess, is_replaced):
@@ -270,8 +286,9 @@ def test_spikes_must_be_larger_than_the_template(matched, excess, is_replaced):
 
 
 @pytest.mark.usefixtures("all_weak")
-def test_small_spikes_among_the_larger_make_no_template(matched):
+def test_small_spikes_among_the_larger_make_no_template(matched, monkeypatch):
     """As where a blurred template of a neuron picks noise too. All were found: it is not made anew again."""
+    monkeypatch.setattr(refinement, "split_sizes", lambda spikes, *_: np.zeros(len(spikes), "int64"))
     residuals, own = make_larger(matched, np.where(np.arange(100) % 3, -6.0, 10.0))
     refined = refine(matched[0], residuals, unit_20=0.1)
     wanted = matched[0].to_spike_vector()[own[::3]]

@@ -239,9 +239,12 @@ def test_nothing_is_left_of_noise(tmp_path):
     assert not list((tmp_path / "spikes").iterdir())
 
 
-def place_weak_unit(norm, folder):
+REGULAR = 100 + 100 * np.arange(500)
+RANDOM = np.sort(np.random.default_rng(3).integers(100, 50_100, 500))
+
+
+def place_weak_unit(norm, folder, samples):
     """500 spikes of a unit of this norm in noise SD, placed."""
-    samples = 100 + 100 * np.arange(500)
     shape = PLACED_SHAPES[:1] * norm / np.linalg.norm(PLACED_SHAPES[0])
     factor = norm / np.linalg.norm(PLACED_SHAPES[0])
     traces = make_traces(51_000, [(sample, 0, factor) for sample in samples])
@@ -253,22 +256,25 @@ def place_weak_unit(norm, folder):
 @pytest.mark.parametrize("norm", [NOISE_SIZE + 10, NOISE_SIZE + MAX_DEFICIT, MIN_MEDIAN_SIZE + 0.3])
 def test_most_spikes_of_weak_units_are_kept(tmp_path, norm):
     """A spike is smaller than its template by 2 SD once in 44 times."""
-    assert len(place_weak_unit(norm, tmp_path).to_spike_vector()) >= 0.95 * 500
+    assert len(place_weak_unit(norm, tmp_path, RANDOM).to_spike_vector()) >= 0.95 * 500
 
 
 @pytest.mark.parametrize("norm", [NOISE_SIZE, MIN_MEDIAN_SIZE - 0.5])
 def test_a_unit_of_spikes_as_small_as_those_of_noise_is_left_out(tmp_path, norm):
-    assert len(place_weak_unit(norm, tmp_path).unit_ids) == 0
+    assert len(place_weak_unit(norm, tmp_path, RANDOM).unit_ids) == 0
+
+
+def test_but_not_one_that_has_a_refractory_period(tmp_path):
+    assert len(place_weak_unit(MIN_MEDIAN_SIZE - 0.5, tmp_path, REGULAR).unit_ids) == 1
 
 
 @pytest.mark.parametrize("loud, n_units", [(slice(0, 60_000), 0), (slice(60_000, None), 1)])
 def test_spikes_that_come_when_noise_is_loud_must_be_larger(tmp_path, loud, n_units):
     """The spikes are in the first half."""
     factor = 6.5 / np.linalg.norm(PLACED_SHAPES[0])
-    samples = 100 + 100 * np.arange(500)
-    traces = make_traces(120_000, [(sample, 0, factor) for sample in samples])
+    traces = make_traces(120_000, [(sample, 0, factor) for sample in RANDOM])
     traces[loud] += np.random.default_rng(5).normal(size=traces[loud].shape)
-    sorting = make_sorting(samples, np.zeros(500, int), np.zeros(500, int), unit_ids=np.array([4]))
+    sorting = make_sorting(RANDOM, np.zeros(500, int), np.zeros(500, int), unit_ids=np.array([4]))
     templates = make_templates(PLACED_SHAPES[:1] * factor, 30, unit_ids=[4])
     placed, _, _ = place([traces], sorting, templates, tmp_path)
     assert len(placed.unit_ids) == n_units

@@ -1,0 +1,56 @@
+"""
+How spike trains fire: what tells one neuron from two, and from noise.
+
+A neuron does not fire within its refractory period. Two neurons do, as often as chance has it, and so does noise.
+"""
+
+import numpy as np
+from scipy.stats import poisson
+
+from spikeinterface_huidurep.matching import concatenate_segments
+
+BETWEEN_SEGMENTS_S = 1.0  # spikes of different segments have nothing to do with each other
+REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
+SHORT_REFRACTORY_S = (0.7e-3, 1.5e-3)  # of the neurons that fire fastest
+AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
+MAX_REFRACTORY = 0.3  # share of what chance would give
+MIN_TOGETHER = 0.5  # of what chance would give; units that fire less together hardly can within a refractory period
+MAX_PROBABILITY = 1e-4  # that chance gave as few
+
+
+def find_times(spikes, sampling_frequency):
+    """Times of spikes in s, the segments one after the other and farther apart than trains remember: (n_spikes,)."""
+    return concatenate_segments(spikes, BETWEEN_SEGMENTS_S * sampling_frequency) / sampling_frequency
+
+
+def count_pairs(first_s, second_s, nearest_s, farthest_s):
+    """Number of pairs, one time of each ascending array, whose distance is between `nearest_s` and `farthest_s`."""
+    within = [
+        np.searchsorted(second_s, first_s + distance, "right") - np.searchsorted(second_s, first_s - distance)
+        for distance in (farthest_s, nearest_s)
+    ]
+    return int(np.sum(within[0] - within[1]))
+
+
+def avoid_each_other(first_s, second_s):
+    """Whether two trains, ascending, fire within AROUND_S of each other less than MIN_TOGETHER of what chance gives."""
+    n_pairs = len(first_s) * len(second_s)
+    if n_pairs == 0:
+        return False
+    duration_s = max(first_s[-1], second_s[-1]) - min(first_s[0], second_s[0])
+    by_chance = n_pairs * 2 * np.ptp(AROUND_S) / max(duration_s, AROUND_S[1])
+    found = count_pairs(first_s, second_s, *AROUND_S)
+    return found < MIN_TOGETHER * by_chance and poisson.cdf(found, by_chance) < MAX_PROBABILITY
+
+
+def has_refractory_period(times_s):
+    """Whether a train, ascending, hardly ever fires within a refractory period, where chance would have it fire."""
+    found, around = (count_pairs(times_s, times_s, *window_s) / 2 for window_s in (SHORT_REFRACTORY_S, AROUND_S))
+    chance = around * np.ptp(SHORT_REFRACTORY_S) / np.ptp(AROUND_S)
+    return bool(found <= MAX_REFRACTORY * chance and poisson.cdf(found, chance) < MAX_PROBABILITY)
+
+
+def measure_pauses(times_s, all_s):
+    """Time since the spike before, of some of the spikes, ascending; infinite for the first: float, (n_times,)."""
+    before = np.searchsorted(all_s, times_s) - 1
+    return np.where(before >= 0, times_s - all_s[np.maximum(before, 0)], np.inf)
