@@ -39,7 +39,8 @@ from spikeinterface_huidurep.matching import (
 )
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.missed import find_missed_units
-from spikeinterface_huidurep.preprocessing import DISPLACEMENT, filter_band, preprocess, remove_dead_channels
+from spikeinterface_huidurep.motion import DISPLACEMENT
+from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.renewal import renew_templates

@@ -1,30 +1,19 @@
 """From the raw recording to traces in which noise is white, with unit SD on every channel."""
 
-import itertools
 import logging
 from dataclasses import replace
 
 import numpy as np
-from spikeinterface.core import append_recordings, concatenate_recordings, get_noise_levels
-from spikeinterface.preprocessing import (
-    bandpass_filter,
-    clip,
-    common_reference,
-    correct_motion,
-    load_motion_info,
-    scale,
-)
-from spikeinterface.preprocessing.motion import motion_options_preset
-from spikeinterface.sortingcomponents.motion import InterpolateMotionRecording
+from spikeinterface.core import get_noise_levels
+from spikeinterface.preprocessing import bandpass_filter, clip, common_reference, scale
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
-from spikeinterface_huidurep.likeness import find_share_made_alike, measure_ranges
+from spikeinterface_huidurep.motion import decide_motion, join_segments, move_back
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
     estimate_temporal_filter,
-    list_segment_sizes,
     noise_levels,
     read_random_chunks,
     spatial_whiten,
@@ -39,15 +28,8 @@ BLANK_MS = 1.0  # so long no channel changes where traces are blanked, or padded
 NOTED_BLANK_SHARE, MAX_BLANK_SHARE = 0.1, 0.3  # of the time: the noise is measured too small by 13 and by 46 %
 MIN_DURATION_S = 0.1
 MIN_SEGMENT_MS = 5.0  # the margin of the band-pass filter
-MIN_CHANNELS_FOR_MOTION = 16  # on fewer, drift cannot be told from the neurons' own changes
-MIN_DEPTH_FOR_MOTION_UM = 100.0  # between the first and the last channel along the probe
-MIN_DURATION_FOR_MOTION_S = 30.0
-MOTION_SMOOTHING = dict(histogram_depth_smooth_um=3.0, histogram_time_smooth_s=2.0)  # 1 of both is for many spikes
-DISPLACEMENT = "displacement_um"  # annotation of traces whose motion was corrected
-MIN_SHARE_MADE_ALIKE = 0.5  # of the spikes, by the correction; where there is drift it is 0.8 or more
 STEPS_PER_SD = 64  # of the noise: traces are kept as 16-bit integers, which take half the memory of floats
 MAX_SIZE = 32767 / STEPS_PER_SD  # noise SD
-MIN_DRIFT_UM = 2.0  # less is not worth an interpolation; where nothing moves 0.2 um are found
 
 
 def remove_dead_channels(recording):
@@ -257,148 +239,3 @@ def whiten(recording, params, folder, job_kwargs):
     traces = spatial_whiten(traces, params.whitening_radius_um, seed=params.seed)
     motion = decide_motion(join_segments(filtered), params, folder / "motion", job_kwargs)
     return traces if motion is None else move_back(traces, motion)
-
-
-def join_segments(recording):
-    """All segments as one, with times from 0 on whatever those of the recording are."""
-    return concatenate_recordings([recording])
-
-
-def move_back(traces, motion):
-    """
-    Interpolate the traces to where the tissue was.
-
-    Parameters
-    ----------
-    traces : BaseRecording
-    motion : spikeinterface.core.motion.Motion
-        Of the joined segments.
-
-    Returns
-    -------
-    moved : BaseRecording
-        Lazy, in the segments of `traces`. Its annotation DISPLACEMENT says where the tissue was: in um, of about every
-        second of the joined segments, mean over all depths.
-    """
-    joined = interpolate(join_segments(traces), motion)
-    edges = np.cumsum([0, *list_segment_sizes(traces)])
-    moved = append_recordings([joined.frame_slice(start, stop) for start, stop in itertools.pairwise(edges)])
-    n_stretches = max(1, round(joined.get_total_duration()))
-    times_s = (np.arange(n_stretches) + 0.5) * joined.get_total_duration() / n_stretches
-    displacement_um = np.interp(times_s, motion.temporal_bins_s[0], motion.displacement[0].mean(axis=1))
-    moved.annotate(**{DISPLACEMENT: displacement_um.tolist()})
-    return moved
-
-
-def interpolate(recording, motion):
-    """A recording of one segment, interpolated to where the tissue was, on the same channels; lazy."""
-    return InterpolateMotionRecording(recording, motion, border_mode="force_extrapolate")
-
-
-def decide_motion(recording, params, folder, job_kwargs):
-    """
-    The motion to correct, or None.
-
-    With `apply_motion_correction="auto"` it is estimated where the probe allows it, and corrected where the traces
-    drift by more than MIN_DRIFT_UM and the correction makes spikes more alike. The log says what was found and decided.
-
-    Parameters are those of `estimate_motion`.
-
-    Returns
-    -------
-    motion : spikeinterface.core.motion.Motion | None
-    """
-    if params.apply_motion_correction != "auto":
-        return estimate_motion(recording, params, folder, job_kwargs) if params.apply_motion_correction else None
-    if not can_show_motion(recording):
-        logger.info("drift is not estimated: too few channels, or too short a probe or recording")
-        return None
-    try:
-        motion = estimate_motion(recording, params, folder, job_kwargs)
-    except ValueError as error:
-        logger.warning("drift is not corrected: %s", error)
-        return None
-    drift_um = measure_drift(motion)
-    if drift_um < MIN_DRIFT_UM:
-        logger.info("drift of %.1f um: not corrected", drift_um)
-        return None
-    peaks = load_motion_info(folder)["peaks"]
-    share = find_share_made_alike(recording, interpolate(recording, motion), motion, peaks)
-    verdict = "corrected" if share >= MIN_SHARE_MADE_ALIKE else "not corrected, as other neurons seem to fire"
-    logger.info("drift of %.1f um, makes %.0f %% of the spikes more alike: %s", drift_um, 100 * share, verdict)
-    return motion if share >= MIN_SHARE_MADE_ALIKE else None
-
-
-def can_show_motion(recording):
-    """Whether the probe is long enough, and the recording, to estimate drift."""
-    return (
-        recording.get_num_channels() >= MIN_CHANNELS_FOR_MOTION
-        and np.ptp(recording.get_channel_locations()[:, 1]) >= MIN_DEPTH_FOR_MOTION_UM
-        and recording.get_total_duration() >= MIN_DURATION_FOR_MOTION_S
-    )
-
-
-def measure_drift(motion):
-    """Range of the displacement in um, from its 5th to its 95th percentile, at the depth where it is largest."""
-    return float(measure_ranges(motion).max())
-
-
-def choose_motion_kwargs(recording, preset):
-    """
-    What the estimate of motion by DREDge does otherwise than the preset, dict; empty for other methods.
-
-    Histograms of few spikes are noise where they are not smoothed. A probe shorter than the step between the windows of
-    a non-rigid estimate is better taken as one window.
-    """
-    kwargs = motion_options_preset[preset]["estimate_motion_kwargs"]
-    if kwargs.get("method") != "dredge_ap":
-        return {}
-    depth_um = np.ptp(recording.get_channel_locations()[:, 1])
-    rigid = kwargs.get("rigid", False) or depth_um < kwargs.get("win_step_um", np.inf)
-    return dict(MOTION_SMOOTHING, rigid=rigid)
-
-
-def estimate_motion(recording, params, folder, job_kwargs):
-    """
-    Estimate the drift of the probe.
-
-    Parameters
-    ----------
-    recording : BaseRecording
-        Band-pass filtered, one segment.
-    params : SorterParams
-    folder : Path
-        Gets the estimate, for `spikeinterface.preprocessing.load_motion_info`.
-    job_kwargs : dict
-
-    Returns
-    -------
-    motion : spikeinterface.core.motion.Motion
-
-    Raises
-    ------
-    ValueError
-        If SpikeInterface cannot estimate it, for example with too few spikes for the preset.
-    """
-    # kept in a property of the recording, so that the estimate does not measure them with another seed each time
-    get_noise_levels(
-        recording,
-        return_in_uV=False,
-        random_slices_kwargs=dict(seed=params.seed),
-        progress_bar=job_kwargs.get("progress_bar", False),
-    )
-    try:
-        _, motion_info = correct_motion(
-            recording,
-            preset=params.motion_correction_preset,
-            folder=folder,
-            estimate_motion_kwargs=choose_motion_kwargs(recording, params.motion_correction_preset),
-            output_motion_info=True,
-            **job_kwargs,
-        )
-    except (RuntimeError, ValueError, IndexError, ImportError) as error:
-        raise ValueError(
-            f"the drift could not be estimated with motion_correction_preset={params.motion_correction_preset!r} "
-            f"({error}); try another preset, or apply_motion_correction=False"
-        ) from error
-    return motion_info["motion"]

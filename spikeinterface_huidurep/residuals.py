@@ -20,8 +20,8 @@ from spikeinterface.core.template_tools import get_template_amplitudes
 from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
+from spikeinterface_huidurep.motion import DISPLACEMENT
 from spikeinterface_huidurep.noise import Noise
-from spikeinterface_huidurep.preprocessing import DISPLACEMENT
 from spikeinterface_huidurep.restlessness import is_of_restlessness, measure_restlessness
 from spikeinterface_huidurep.trains import find_times, has_refractory_period
 from spikeinterface_huidurep.waveforms import Neighborhoods, run_into_file

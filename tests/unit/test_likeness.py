@@ -15,7 +15,7 @@ from spikeinterface_huidurep.likeness import (
     find_ends,
     find_share_made_alike,
 )
-from spikeinterface_huidurep.preprocessing import MIN_SHARE_MADE_ALIKE, interpolate
+from spikeinterface_huidurep.motion import MIN_SHARE_MADE_ALIKE, interpolate
 
 SAMPLING_FREQUENCY = 10_000.0
 DURATION_S, RATE_HZ, DRIFT_UM, PITCH_UM, N_CHANNELS = 60.0, 8.0, 30.0, 20.0, 16

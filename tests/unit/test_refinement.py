@@ -8,7 +8,7 @@ from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep import joining, refinement
 from spikeinterface_huidurep.clustering import MIN_SPIKES
-from spikeinterface_huidurep.preprocessing import DISPLACEMENT
+from spikeinterface_huidurep.motion import DISPLACEMENT
 from spikeinterface_huidurep.refinement import (
     MIN_EXCESS,
     MIN_SHARPENING,
