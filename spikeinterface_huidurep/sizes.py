@@ -24,7 +24,7 @@ from spikeinterface_huidurep.splitting import (
 )
 from spikeinterface_huidurep.trains import AROUND_S, REFRACTORY_S, avoid_each_other, count_pairs, measure_pauses
 
-BURST_S = (0.02, 0.1)  # a spike that follows another within the typical interval of the unit, but no less nor more
+BURST_S = (0.02, 0.1)  # bounds of the pause, else the median one of the unit, after which a spike is in no burst
 MIN_BEGINNINGS = 0.6  # share of small spikes that follow no other, times that of large ones; in bursts it is up to 0.3
 MIN_PROBABILITY = 0.05  # that chance gave as few pairs within the refractory period
 
