@@ -230,6 +230,22 @@ def change_context(times_s, units):
     return np.select([units < 1 / 3, units < 2 / 3], [~is_second, is_second], True).astype(float)
 
 
+def make_native_sizes(seed=0):
+    """SpikeInterface's generator with pairs of neurons that differ in nothing but their size and when they fire."""
+    spikes = dict(firing_rates=(2.0, 10.0), refractory_period_ms=4.0)
+    recording, _ = make_native(5.0, seed=seed, num_channels=32, num_units=N_PAIRS)
+    templates = np.repeat(recording.templates, 2, axis=0)
+    templates[1::2] *= np.random.default_rng(seed).uniform(*SIZE_OF_SECOND, N_PAIRS)[:, None, None]
+    return make_native(
+        5.0,
+        seed=seed,
+        probe=recording.get_probe(),
+        num_units=2 * N_PAIRS,
+        templates=templates,
+        generate_sorting_kwargs=spikes,
+    )
+
+
 def make_native_drift(seed=0):
     """SpikeInterface's drifting generator: 30 units beside 64 Neuropixels sites move up and down by 40 um."""
     zigzag = dict(drift_mode="zigzag", non_rigid_gradient=None, t_start_drift=10.0, t_end_drift=None, period_s=100)
@@ -267,6 +283,8 @@ N_BOUTS, SHARED_UV, OWN_UV, MUSCLE_BAND_HZ = 15, 15.0, 5.0, (100.0, 3000.0)
 N_ARTIFACTS, ARTIFACT_UV, ARTIFACT_S, ARTIFACT_HZ = 300, 150.0, (0.005, 0.03), (60.0, 150.0, 300.0, 700.0)
 
 LAP_S, PLACE_WIDTH = 20.0, 0.05  # the width as a share of a lap
+
+N_PAIRS, SIZE_OF_SECOND = 8, (0.5, 0.85)
 
 RARE_SPIKES = dict(firing_rates=(0.2, 2.0), refractory_period_ms=4.0)
 
@@ -321,6 +339,12 @@ MADE_CASES = (
         partial(make_native_in_turn, change_context, 7.0, num_channels=32, num_units=30, rate_hz=8.0),
         "SpikeInterface's generator, 2 columns of 16 channels, 30 units of which 10 fire only in the first half of the "
         "time, 10 only in the second, white noise of 7 uV",
+    ),
+    Case(
+        "native_sizes",
+        make_native_sizes,
+        "SpikeInterface's generator, 2 columns of 16 channels, 8 pairs of units: the second has the waveform of "
+        "the first 0.5 to 0.85 times as large, white noise of 5 uV",
     ),
     Case(
         "native_384",
