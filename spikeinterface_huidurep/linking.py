@@ -276,13 +276,30 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     if difference > MAX_DIFFERENCE and not is_doubtful:
         return False
     trains = np.sort(first_s), np.sort(second_s)
-    found = count_pairs(*trains, *REFRACTORY_S)
-    rates = [count_pairs(*trains, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
-    chance = max(rates) * np.ptp(REFRACTORY_S)
+    found, chance = count_within_refractory_period(*trains)
     if found > max(MAX_REFRACTORY * chance, int(is_doubtful)):  # a spike of another neuron may be among few
         return False
-    is_alike = is_doubtful or difference <= MAX_DIFFERENCE_OF_ONE
-    return bool((is_alike and not avoid_each_other(*trains)) or poisson.cdf(found, chance) < MAX_PROBABILITY)
+    if poisson.cdf(found, chance) < MAX_PROBABILITY:
+        return True
+    return bool((is_doubtful or is_alike(*trains, difference)) and not avoid_each_other(*trains))
+
+
+def is_alike(first_s, second_s, difference):
+    """
+    Whether two units may be one for their templates alone; times ascending.
+
+    Matching may take one of them for the other, just where both fire. So no two spikes of them may be as close.
+    """
+    both_s = np.sort(np.concatenate([first_s, second_s]))
+    found, chance = count_within_refractory_period(both_s, both_s)
+    return difference <= MAX_DIFFERENCE_OF_ONE and found <= MAX_REFRACTORY * chance
+
+
+def count_within_refractory_period(first_s, second_s):
+    """Number of pairs of two trains, ascending, within the refractory period, and what chance would give."""
+    found = count_pairs(first_s, second_s, *REFRACTORY_S)
+    rates = [count_pairs(first_s, second_s, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
+    return found, max(rates) * np.ptp(REFRACTORY_S)
 
 
 def locate_templates(templates):

@@ -422,6 +422,15 @@ def test_few_spikes_of_nearly_the_same_template_are_one_neuron():
     assert not respect_refractory_period(np.array([10.0, 30.0, 200.0]), np.zeros(0), 0.2)
 
 
+@pytest.mark.parametrize("n_confused, is_one", [(0, True), (3, False)])
+def test_alike_units_that_are_confused_where_both_fire_are_two(n_confused, is_one):
+    """Each of these pairs of spikes within the refractory period is of one unit, as they were matched."""
+    train = fire_at_random(0, 600, DURATION_S)
+    first, second = train[::2], train[1::2]
+    first = np.sort(np.r_[first, first[:n_confused] + 1e-3])
+    assert respect_refractory_period(first, second, 0.01) == is_one
+
+
 FAR_APART = [(10, 3, 0), (3, 3, 0)]  # these differ by half of the energy
 
 
