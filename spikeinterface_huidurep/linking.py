@@ -30,6 +30,7 @@ from spikeinterface_huidurep.trains import (
     REFRACTORY_S,
     avoid_each_other,
     count_pairs,
+    expect_pairs,
 )
 from spikeinterface_huidurep.waveforms import resample_templates
 
@@ -297,9 +298,8 @@ def is_alike(first_s, second_s, difference):
 
 def count_within_refractory_period(first_s, second_s):
     """Number of pairs of two trains, ascending, within the refractory period, and what chance would give."""
-    found = count_pairs(first_s, second_s, *REFRACTORY_S)
-    rates = [count_pairs(first_s, second_s, *window_s) / np.ptp(window_s) for window_s in (BURST_S, AROUND_S)]
-    return found, max(rates) * np.ptp(REFRACTORY_S)
+    chance = expect_pairs(first_s, second_s, REFRACTORY_S, (BURST_S, AROUND_S))
+    return count_pairs(first_s, second_s, *REFRACTORY_S), chance
 
 
 def locate_templates(templates):

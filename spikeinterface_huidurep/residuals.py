@@ -270,10 +270,14 @@ def judge_spikes(residuals, spikes, parts, unit_index):
     restlessness = measure_restlessness(residuals.noise.traces, *times, waveform)
     is_spike &= (restlessness == 1) | (sizes >= NOISE_SIZE * restlessness)
     if np.any(is_spike):
-        times_s = np.sort(find_times(spikes[members[is_spike]], residuals.noise.traces.sampling_frequency))
-        is_neuron = np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE or has_refractory_period(times_s)
+        is_large = np.median((sizes / noise)[is_spike]) >= MIN_MEDIAN_SIZE
+        is_neuron = is_large or _have_refractory_period(residuals, spikes[members[is_spike]])
         is_spike &= is_neuron and not is_of_restlessness(residuals.noise.traces, restlessness[is_spike])
     return members, places, is_spike
+
+
+def _have_refractory_period(residuals, spikes):
+    return has_refractory_period(np.sort(find_times(spikes, residuals.noise.traces.sampling_frequency)))
 
 
 def _measure_spikes(residuals, rows, unit_index, change):

@@ -22,7 +22,7 @@ from spikeinterface_huidurep.splitting import (
     remove_running_mean,
     remove_variation,
 )
-from spikeinterface_huidurep.trains import AROUND_S, REFRACTORY_S, avoid_each_other, count_pairs, measure_pauses
+from spikeinterface_huidurep.trains import REFRACTORY_S, avoid_each_other, count_pairs, expect_pairs, measure_pauses
 
 BURST_S = (0.02, 0.1)  # bounds of the pause, else the median one of the unit, after which a spike is in no burst
 MIN_BEGINNINGS = 0.6  # share of small spikes that follow no other, times that of large ones; in bursts it is up to 0.3
@@ -35,17 +35,11 @@ def split_sizes(residuals, waveform, whitener, times_s, all_times_s, threshold):
 
     Parameters
     ----------
-    residuals : np.ndarray, float32, shape (n_spikes, n_channels, n_samples)
-        In the order of time.
-    waveform : np.ndarray, float32, shape (n_channels, n_samples)
-        The template that was taken away.
-    whitener : np.ndarray, float32, shape (n_channels * n_samples, n_channels * n_samples)
-        Makes the noise of waveforms white, see `noise.Noise.make_whitener`.
+    residuals, waveform, whitener, threshold
+        As for `splitting.split_unit`.
     times_s : np.ndarray, float, shape (n_spikes,)
     all_times_s : np.ndarray, float, shape (n_all_spikes,)
         Of the unit, if the spikes are but some of it. Ascending.
-    threshold : float
-        Dip score from which on there is a gap between two neurons.
 
     Returns
     -------
@@ -56,15 +50,14 @@ def split_sizes(residuals, waveform, whitener, times_s, all_times_s, threshold):
     one = np.zeros(n_spikes, dtype="int64")
     if n_spikes < 2 * MIN_SPIKES:
         return one
-    vectors = residuals.reshape(n_spikes, -1) @ whitener
-    direction = waveform.reshape(-1) @ whitener
-    sizes = vectors @ direction / np.linalg.norm(direction)
+    values, direction = residuals.reshape(n_spikes, -1), waveform.reshape(-1) @ whitener
+    sizes = values @ (whitener @ direction) / np.linalg.norm(direction)
     sizes = remove_running_mean(sizes[:, None], min(N_AROUND, n_spikes // 2))[:, 0].astype("float64")
     is_large = sizes > find_gap(sizes)
     if not have_gap(sizes[is_large], sizes[~is_large], threshold):
         return one
     parts = is_large.astype("int64")
-    vectors = remove_variation(vectors, find_variation(waveform) @ whitener)
+    vectors = remove_variation(values @ whitener, find_variation(waveform) @ whitener)
     if len(find_likely_neurons(vectors, parts, np.bincount(parts))) < 2:  # collisions are larger or smaller, too
         return one
     return parts if fire_independently(times_s[is_large], times_s[~is_large], all_times_s) else one
@@ -122,5 +115,5 @@ def fire_independently(large_s, small_s, all_s):
     if shares[0] < MIN_BEGINNINGS * shares[1] or avoid_each_other(large_s, small_s):
         return False
     found = count_pairs(large_s, small_s, *REFRACTORY_S)
-    chance = count_pairs(large_s, small_s, *AROUND_S) * np.ptp(REFRACTORY_S) / np.ptp(AROUND_S)
+    chance = expect_pairs(large_s, small_s, REFRACTORY_S)
     return bool(poisson.cdf(found, chance) >= MIN_PROBABILITY)

@@ -32,6 +32,27 @@ def count_pairs(first_s, second_s, nearest_s, farthest_s):
     return int(np.sum(within[0] - within[1]))
 
 
+def expect_pairs(first_s, second_s, window_s, others_s=(AROUND_S,)):
+    """
+    Number of pairs in a window of distances that chance would give.
+
+    Parameters
+    ----------
+    first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
+        Times in s, ascending.
+    window_s : (float, float)
+        Nearest and farthest distance in s.
+    others_s : sequence of (float, float), default: AROUND_S alone
+        Windows that show how often the two fire; the one in which they do most counts.
+
+    Returns
+    -------
+    n_pairs : float
+    """
+    rates = [count_pairs(first_s, second_s, *other_s) / np.ptp(other_s) for other_s in others_s]
+    return max(rates) * np.ptp(window_s)
+
+
 def avoid_each_other(first_s, second_s):
     """Whether two trains, ascending, fire within AROUND_S of each other less than MIN_TOGETHER of what chance gives."""
     n_pairs = len(first_s) * len(second_s)
@@ -45,8 +66,8 @@ def avoid_each_other(first_s, second_s):
 
 def has_refractory_period(times_s):
     """Whether a train, ascending, hardly ever fires within a refractory period, where chance would have it fire."""
-    found, around = (count_pairs(times_s, times_s, *window_s) / 2 for window_s in (SHORT_REFRACTORY_S, AROUND_S))
-    chance = around * np.ptp(SHORT_REFRACTORY_S) / np.ptp(AROUND_S)
+    found = count_pairs(times_s, times_s, *SHORT_REFRACTORY_S) / 2  # each pair is counted from both of its spikes
+    chance = expect_pairs(times_s, times_s, SHORT_REFRACTORY_S) / 2
     return bool(found <= MAX_REFRACTORY * chance and poisson.cdf(found, chance) < MAX_PROBABILITY)
 
 

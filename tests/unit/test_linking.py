@@ -238,7 +238,7 @@ def test_pairs_are_counted(n_first, n_second, seed):
 
 
 def fire_at_random(seed, n_spikes=5000, duration_s=150.0, refractory_s=2.5e-3):
-    """Times of a neuron with a refractory period, as they come, shape (n_spikes,)."""
+    """Times of a neuron with a refractory period, as they come, shape (n_spikes,); `seed` may be a generator."""
     rng = np.random.default_rng(seed)
     return np.cumsum(refractory_s + rng.exponential(duration_s / n_spikes - refractory_s, n_spikes))
 

@@ -8,16 +8,16 @@ from hypothesis import strategies as st
 from spikeinterface_huidurep.sizes import BURST_S, find_gap, fire_independently, split_sizes
 from spikeinterface_huidurep.splitting import MAX_SEPARATION_OF_WEAK, MIN_SHARE
 
+from .test_linking import fire_at_random
 from .test_splitting import SIZES, THRESHOLD, measure_purity, pulse
 
 DURATION_S = 120.0
 
 
-def draw_train(rng, rate_hz, duration_s=DURATION_S, refractory_s=3e-3):
+def draw_train(rng, rate_hz, refractory_s=3e-3):
     """Times in s of a neuron that fires at random."""
-    pauses_s = rng.exponential(1 / rate_hz - refractory_s, size=round(1.5 * rate_hz * duration_s)) + refractory_s
-    times_s = np.cumsum(pauses_s)
-    return times_s[times_s < duration_s]
+    times_s = fire_at_random(rng, round(1.5 * rate_hz * DURATION_S), 1.5 * DURATION_S, refractory_s)
+    return times_s[times_s < DURATION_S]
 
 
 def draw_two_neurons(rng, gain=0.7):
