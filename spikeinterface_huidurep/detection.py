@@ -185,6 +185,23 @@ def select_spikes(peaks, params):
     return sort_peaks(peaks)
 
 
+def weigh_peaks(peaks, all_peaks):
+    """
+    How many peaks each of those drawn by `select_spikes` stands for: all of a channel for as many drawn there.
+
+    Parameters
+    ----------
+    peaks, all_peaks : np.ndarray, structured (channel_index, ...), shape (n_peaks,), (n_all_peaks,)
+
+    Returns
+    -------
+    weights : np.ndarray, float, shape (n_peaks,)
+    """
+    n_channels = 1 + all_peaks["channel_index"].max(initial=-1)
+    drawn, detected = (np.bincount(of["channel_index"], minlength=n_channels) for of in (peaks, all_peaks))
+    return (detected / np.maximum(drawn, 1))[peaks["channel_index"]]
+
+
 def sort_peaks(peaks):
     """Peaks, structured (n_peaks,), by segment, sample and channel."""
     return peaks[np.lexsort((peaks["channel_index"], peaks["sample_index"], peaks["segment_index"]))]

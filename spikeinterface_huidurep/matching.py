@@ -151,15 +151,16 @@ def move_inside(peaks, traces):
     peaks["sample_index"] = np.clip(peaks["sample_index"], 0, n_samples[peaks["segment_index"]] - 1)
 
 
-def keep_frequent_units(labels, share_selected, duration_s, params):
+def keep_frequent_units(labels, weights, duration_s, params):
     """
     Take the label from clusters that fire less than `min_firing_rate`.
 
     Parameters
     ----------
     labels : np.ndarray, int64, shape (n_peaks,)
-    share_selected : float
-        Share of all spikes that the labels are of.
+        -1 for none.
+    weights : None | np.ndarray, float, shape (n_peaks,)
+        How many spikes each stands for; None if it is one.
     duration_s : float
     params : SorterParams
 
@@ -167,13 +168,13 @@ def keep_frequent_units(labels, share_selected, duration_s, params):
     -------
     labels : np.ndarray, int64, shape (n_peaks,)
     """
-    return keep_large_clusters(labels, params.min_firing_rate * duration_s * share_selected)
+    return keep_large_clusters(labels, params.min_firing_rate * duration_s, weights)
 
 
-def keep_large_clusters(labels, min_size):
-    """Take the label from clusters of fewer than `min_size` spikes; labels int64 (n_peaks,), -1 for none."""
-    unit_ids, counts = np.unique(labels[labels >= 0], return_counts=True)
-    return np.where(np.isin(labels, unit_ids[counts < min_size]), -1, labels)
+def keep_large_clusters(labels, min_size, weights=None):
+    """Take the label from clusters of fewer than `min_size` spikes; parameters as for `keep_frequent_units`."""
+    sizes = np.bincount(labels + 1, weights=weights)[1:]
+    return np.where(np.isin(labels, np.flatnonzero(sizes < min_size)), -1, labels)
 
 
 def match_templates(traces, templates, params, job_kwargs):
@@ -196,7 +197,7 @@ def match_templates(traces, templates, params, job_kwargs):
     """
     spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
     labels = keep_frequent_units(
-        templates.unit_ids[spikes["cluster_index"]].astype("int64"), 1.0, traces.get_total_duration(), params
+        templates.unit_ids[spikes["cluster_index"]].astype("int64"), None, traces.get_total_duration(), params
     )
     found = labels >= 0
     sorting, _ = make_sorting(

@@ -11,7 +11,7 @@ judged by the noise at the times of their spikes.
 import numpy as np
 
 from spikeinterface_huidurep.clustering import cluster_spikes
-from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes
+from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes, weigh_peaks
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.matching import keep_frequent_units, keep_large_clusters
 from spikeinterface_huidurep.merging import merge_clusters, thin
@@ -52,19 +52,20 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
     peaks : np.ndarray, structured, shape (n_peaks,)
         Of the units found.
     labels : np.ndarray, int64, shape (n_peaks,)
-    share_selected : float
-        Share of the peaks left that were clustered.
+    weights : np.ndarray, float, shape (n_peaks,)
+        How many of the peaks left each stands for.
     """
     rest = take_away(traces, sorting, templates)
     all_peaks = detect_spikes(rest, params, job_kwargs, examples=traces)
     all_peaks = all_peaks[~find_explained(all_peaks, sorting, templates)]
     peaks = select_spikes(all_peaks, params)
-    share_selected = len(peaks) / max(len(all_peaks), 1)
+    weights = weigh_peaks(peaks, all_peaks)
     neighborhoods = residuals.neighborhoods
     peaks["channel_index"] = pool_channels(peaks["channel_index"], neighborhoods.locations_um)
-    peaks = peaks[peaks["channel_index"] >= 0]
+    is_pooled = peaks["channel_index"] >= 0
+    peaks, weights = peaks[is_pooled], weights[is_pooled]
     if len(peaks) == 0:
-        return peaks, np.zeros(0, dtype="int64"), share_selected
+        return peaks, np.zeros(0, dtype="int64"), weights
 
     waveforms = extract_for_features(rest, peaks, neighborhoods, params, folder / "missed", job_kwargs)
     features = compute_features(waveforms, peaks["channel_index"], neighborhoods, params)
@@ -89,8 +90,8 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         params.seed,
     )
     labels = keep_large_clusters(labels, MIN_SPIKES)
-    labels = keep_frequent_units(labels, share_selected, traces.get_total_duration(), params)
-    return peaks[labels >= 0], labels[labels >= 0], share_selected
+    labels = keep_frequent_units(labels, weights, traces.get_total_duration(), params)
+    return peaks[labels >= 0], labels[labels >= 0], weights[labels >= 0]
 
 
 def find_explained(peaks, sorting, templates):

@@ -16,7 +16,7 @@ from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.compilation import keep_compiled_functions
 from spikeinterface_huidurep.confidence import assign_spikes
-from spikeinterface_huidurep.detection import detect_spikes, select_spikes
+from spikeinterface_huidurep.detection import detect_spikes, select_spikes, weigh_peaks
 from spikeinterface_huidurep.faint import add_faint_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.joining import find_doubtful_units
@@ -166,7 +166,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         spikes, spikes_folder = sorting.to_spike_vector(), folder / "waveforms" / "spikes"
         neurons = link_clusters(traces, sorting, templates, clusters.neighborhoods, params, spikes_folder, job_kwargs)
         labels = neurons[spikes["unit_index"]]
-    kept = keep_frequent_units(labels, 1.0, duration_s, params) >= 0
+    kept = keep_frequent_units(labels, None, duration_s, params) >= 0
     neuron_ids = sorting.unit_ids[neurons]
     sorting, posteriors = join_fragments(spikes[kept], posteriors[kept], neuron_ids, traces.sampling_frequency)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
@@ -371,13 +371,13 @@ class Clusters:
     posteriors: np.ndarray
     """float32 (n_peaks,)."""
     neighborhoods: Neighborhoods
-    share_selected: float
-    """Share of the detected spikes that were clustered."""
+    weights: np.ndarray
+    """float (n_peaks,): detected spikes that each stands for."""
 
     def count_spikes(self):
         """Number of detected spikes of each cluster, made good for the selection: dict of label -> float."""
-        labels, counts = np.unique(self.labels[self.labels >= 0], return_counts=True)
-        return dict(zip(labels.tolist(), (counts / self.share_selected).tolist(), strict=True))
+        counts = np.bincount(self.labels + 1, weights=self.weights)[1:]
+        return {label: float(counts[label]) for label in np.unique(self.labels[self.labels >= 0]).tolist()}
 
     def make_sorting(self, unit_ids, sampling_frequency):
         """
@@ -411,6 +411,7 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
     clock.log("detect", f"{len(all_peaks)} peaks, {len(peaks)} kept for clustering")
     if len(peaks) == 0:
         return None
+    weights = weigh_peaks(peaks, all_peaks)
 
     neighborhoods = Neighborhoods(traces.get_channel_locations()[:, :2], params.neighborhood_radius_um)
     waveforms = extract_for_features(traces, peaks, neighborhoods, params, folder / "waveforms" / "peaks", job_kwargs)
@@ -434,10 +435,9 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
         params.seed,
     )
     move_inside(peaks, traces)
-    share_selected = len(peaks) / len(all_peaks)
-    labels = keep_frequent_units(labels, share_selected, traces.get_total_duration(), params)
+    labels = keep_frequent_units(labels, weights, traces.get_total_duration(), params)
     clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
-    return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods, share_selected)
+    return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods, weights)
 
 
 def _find_nothing(reason, traces):

@@ -58,7 +58,7 @@ class RefinedUnits:
     free_id: int
     """Neither an old unit nor a new one has this id or a larger one."""
 
-    def add(self, peaks, labels, share_selected):
+    def add(self, peaks, labels, weights):
         """
         The same with more new units.
 
@@ -66,15 +66,16 @@ class RefinedUnits:
         ----------
         peaks : np.ndarray, structured, shape (n_peaks,)
         labels : np.ndarray, int64, shape (n_peaks,)
-        share_selected : float
-            Share of the detected spikes of these units that the peaks are.
+        weights : np.ndarray, float, shape (n_peaks,)
+            Detected spikes that each stands for.
 
         Returns
         -------
         refined : RefinedUnits
         """
-        unit_ids, indices, counts = np.unique(labels, return_inverse=True, return_counts=True)
-        n_spikes = {self.free_id + index: count / share_selected for index, count in enumerate(counts.tolist())}
+        unit_ids, indices = np.unique(labels, return_inverse=True)
+        counts = np.bincount(indices, weights=weights)
+        n_spikes = {self.free_id + index: count for index, count in enumerate(counts.tolist())}
         return RefinedUnits(
             np.concatenate([self.peaks, peaks[list(self.peaks.dtype.names)]]),
             np.r_[self.labels, self.free_id + indices],

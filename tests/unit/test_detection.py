@@ -12,6 +12,8 @@ from spikeinterface_huidurep.detection import (
     detect_spikes,
     find_pairs,
     join_signs,
+    select_spikes,
+    weigh_peaks,
 )
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.restlessness import find_restless_stretches
@@ -138,3 +140,18 @@ def test_noise_that_is_larger_for_a_while_has_hardly_any_peaks(peak_sign):
     peaks = detect_spikes(recording, params, JOB_KWARGS)
     assert len(peaks) < 20
     assert np.any(np.abs(peaks["sample_index"] - 165_005) <= 10)
+
+
+@pytest.mark.parametrize("n_peaks, weights", [(1000, [1.0, 1.0, 1.0]), (200, [1.0, 2.0, 4.0])])
+def test_peaks_stand_for_those_of_their_channel(n_peaks, weights):
+    """A channel with few peaks keeps them all, however many others have."""
+    counts = np.array([150, 400, 800])
+    all_peaks = make_peaks(*[(sample, channel, -9.0, 0) for channel, n in enumerate(counts) for sample in range(n)])
+    peaks = select_spikes(all_peaks, SorterParams(n_peaks_per_channel=n_peaks))
+    found = weigh_peaks(peaks, all_peaks)
+    assert np.array_equal(found, np.array(weights)[peaks["channel_index"]])
+    assert np.bincount(peaks["channel_index"], weights=found).tolist() == counts.tolist()
+
+
+def test_no_peaks_weigh_nothing():
+    assert len(weigh_peaks(make_peaks(), make_peaks())) == 0

@@ -148,8 +148,8 @@ def find_in_noise(n_rare, folder, n_known=300, duration=600_000):
 
 def test_a_rare_neuron_is_found(tmp_path):
     """60 spikes in 20 s, detected on three channels."""
-    (peaks, labels, share_selected), times = find_in_noise(60, tmp_path)
-    assert share_selected == 1 and np.unique(labels).size == 1
+    (peaks, labels, weights), times = find_in_noise(60, tmp_path)
+    assert np.all(weights == 1) and np.unique(labels).size == 1
     nearest = np.abs(peaks["sample_index"][:, None] - times).min(axis=1)
     assert np.sum(nearest <= 15) >= 50 and np.mean(nearest <= 15) >= 0.9
 
@@ -190,7 +190,7 @@ def test_missed_units_get_ids_that_are_free():
         [2],
         free_id=9,
     )
-    new = old.add(make_peaks([30, 40, 50], 1), np.array([5, 2, 5]), share_selected=0.5)
+    new = old.add(make_peaks([30, 40, 50], 1), np.array([5, 2, 5]), np.array([1.5, 2.0, 2.5]))
     assert new.labels.tolist() == [7, 8, 10, 9, 10] and new.free_id == 11
     assert new.n_spikes == {7: 30.0, 8: 40.0, 9: 2.0, 10: 4.0} and new.replaced == [2]
     assert new.made_of == {7: 15.0, 8: 40.0, 9: 2.0, 10: 4.0}
@@ -201,5 +201,5 @@ def test_missed_units_get_ids_that_are_free():
 def test_no_missed_units_change_nothing():
     counts = {7: 30.0}
     old = RefinedUnits(make_peaks([10], 0), np.array([7]), np.array([4]), np.array([0]), counts, counts, [], free_id=8)
-    new = old.add(make_peaks([], 0), np.zeros(0, int), 1.0)
+    new = old.add(make_peaks([], 0), np.zeros(0, int), np.zeros(0))
     assert new.n_spikes == old.n_spikes and new.labels.tolist() == [7] and new.free_id == 8

@@ -27,7 +27,7 @@ from .test_linking import DURATION_S, fire, fire_at_random, make_trains, make_un
 SAMPLING_FREQUENCY = 30_000.0
 
 
-def make_clusters(labels, samples, segments=None, share_selected=1.0):
+def make_clusters(labels, samples, segments=None, weight=1.0):
     """Clusters whose posteriors are 0, 0.01, 0.02, ..."""
     n_peaks = len(labels)
     peaks = np.zeros(n_peaks, dtype=base_peak_dtype)
@@ -40,13 +40,13 @@ def make_clusters(labels, samples, segments=None, share_selected=1.0):
         labels=np.array(labels, dtype="int64"),
         posteriors=(np.arange(n_peaks) / 100).astype("float32"),
         neighborhoods=Neighborhoods(np.zeros((1, 2)), 100.0),
-        share_selected=share_selected,
+        weights=np.full(n_peaks, weight),
     )
 
 
-@pytest.mark.parametrize("share, wanted", [(1.0, {0: 1, 4: 3}), (0.25, {0: 4, 4: 12})])
-def test_spikes_are_counted_as_if_all_were_clustered(share, wanted):
-    counts = make_clusters([4, -1, 4, 0, 4, -1], range(6), share_selected=share).count_spikes()
+@pytest.mark.parametrize("weight, wanted", [(1.0, {0: 1, 4: 3}), (4.0, {0: 4, 4: 12})])
+def test_spikes_are_counted_as_if_all_were_clustered(weight, wanted):
+    counts = make_clusters([4, -1, 4, 0, 4, -1], range(6), weight=weight).count_spikes()
     assert counts == wanted
     assert all(type(label) is int for label in counts)
 
@@ -142,7 +142,7 @@ def test_units_that_lost_their_spikes_to_noise_are_matched_again_without(monkeyp
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
 
 
-def find_units_of(three_neurons, labels, folder, share_selected=1.0, params=PARAMS):
+def find_units_of(three_neurons, labels, folder, weight=1.0, params=PARAMS):
     """What `find_units` makes of clusters with these labels."""
     traces, peaks, _ = three_neurons
     clusters = Clusters(
@@ -152,7 +152,7 @@ def find_units_of(three_neurons, labels, folder, share_selected=1.0, params=PARA
         labels=labels,
         posteriors=np.ones(len(peaks), "float32"),
         neighborhoods=Neighborhoods(traces.get_channel_locations(), 60.0),
-        share_selected=share_selected,
+        weights=np.full(len(peaks), weight),
     )
     templates = estimate_templates(traces, peaks, labels, params, JOB_KWARGS)
     return find_units(traces, clusters, templates, params, folder, JOB_KWARGS, Clock())[:3]
@@ -236,7 +236,7 @@ def test_a_waveform_that_changes_is_followed(three_neurons, tmp_path, caplog, ga
 
 def test_units_that_nothing_confirms(three_neurons, tmp_path):
     """Ten times more spikes were detected than match."""
-    sorting, templates, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path, share_selected=0.1)
+    sorting, templates, residuals = find_units_of(three_neurons, three_neurons[2], tmp_path, weight=10.0)
     assert len(sorting.unit_ids) == len(templates.unit_ids) == 0
     assert residuals is None
 
