@@ -35,9 +35,10 @@ MIN_SHARED_ENERGY = 0.2  # of both templates on the channels where their spikes 
 
 def find_same_units(residuals, members, sizes, made_of, threshold):
     """
-    Pairs of units that are one neuron: templates alike, and their spikes hardly apart and without a gap.
+    Pairs of units that are one neuron: spikes alike in the mean, hardly apart and without a gap.
 
-    Those of units farther apart may show no gap only because they are few.
+    Those of units farther apart may show no gap only because they are few. The templates of a weak neuron may differ
+    more than the spikes that they find: a threshold takes those that noise made larger on one channel or on another.
 
     Parameters
     ----------
@@ -57,13 +58,14 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
         Indices of the larger and of the smaller unit, and the lag of the smaller; the lowest dip score first.
     """
     centres_um = residuals.locate_templates()
+    left = [_average_residuals(residuals, rows, unit) for unit, rows in enumerate(members)]
     pairs = []
     for first in range(len(members)):
         distances_um = np.linalg.norm(centres_um - centres_um[first], axis=1)
         for second in np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
             is_larger = (sizes[first], second) > (sizes[second], first)
             if is_larger and sizes[second] >= MIN_SPIKES:
-                score, lag = _score_units(residuals, [first, second], members, sizes, made_of, threshold)
+                score, lag = _score_units(residuals, [first, second], members, left, sizes, made_of, threshold)
                 if score < threshold:
                     pairs.append((score, first, int(second), lag))
     return [pair[1:] for pair in sorted(pairs)]
@@ -101,7 +103,9 @@ def find_doubtful_units(residuals, sorting, is_true):
         distances_um = np.linalg.norm(centres_um - centres_um[rare], axis=1)
         is_frequent = sizes[rare] <= MAX_SHARE_OF_RARE * sizes
         for frequent in np.flatnonzero(is_frequent & (distances_um <= MAX_DISTANCE_UM)).tolist():
-            lag, difference, energy = _compare_units(residuals, [frequent, rare], sizes)
+            first, second = (residuals.waveforms[unit].T for unit in (frequent, rare))
+            noise_energies = residuals.n_template_samples * np.sum(1 / sizes[[frequent, rare]])
+            lag, difference, energy = compare_templates(first, second, np.full(len(first), noise_energies))
             is_alike = difference <= MAX_DIFFERENCE_OF_FRAGMENTS * energy
             if difference <= MAX_SEPARATION_OF_ONE**2 or (
                 is_alike and not is_corrected and _are_collisions(residuals, [frequent, rare], members, lag)
@@ -119,9 +123,9 @@ def _are_collisions(residuals, units, members, lag):
     return measure_spread(second) > MIN_SPREAD_OF_COLLISIONS * measure_spread(first)
 
 
-def _score_units(residuals, units, members, sizes, made_of, threshold):
-    """Dip score between two units and the lag of the second; infinite for waveforms that are unlike."""
-    lag, difference, energy = _compare_units(residuals, units, made_of)
+def _score_units(residuals, units, members, left, sizes, made_of, threshold):
+    """Dip score between two units and the lag of the second; infinite for spikes that are unlike in the mean."""
+    lag, difference, energy = compare_templates(*_average_spikes(residuals, units, members, left, made_of))
     if difference > max(MAX_DIFFERENCE * energy, MIN_DISTANCE**2):
         return np.inf, 0
     pair = _Pair(residuals, units, members, lag)
@@ -135,15 +139,39 @@ def _score_units(residuals, units, members, sizes, made_of, threshold):
     return score, lag
 
 
-def _compare_units(residuals, units, made_of):
-    """`compare_templates` for two units; `made_of` as for `find_same_units`."""
-    noise_of_means = residuals.n_template_samples * np.sum(1 / made_of[units])
-    return compare_templates(*(residuals.waveforms[unit].T for unit in units), noise_of_means)
+def _average_residuals(residuals, rows, unit):
+    """What is left of the spikes of a unit in the mean, shape (n_channels, n_samples); 0 where there are none."""
+    return residuals.read(rows, unit).sum(axis=0) / max(len(rows), 1)
+
+
+def _average_spikes(residuals, units, members, left, made_of):
+    """
+    The templates of two units, with what is left of the spikes in the mean where those of both were looked at.
+
+    Returns
+    -------
+    first, second : np.ndarray, float32, shape (n_channels, n_samples)
+    noise_energies : np.ndarray, float, shape (n_channels,)
+        That noise gives to their difference on each channel.
+    """
+    channels, *rows = _find_common_channels(residuals, units)
+    means = residuals.waveforms[units].transpose(0, 2, 1)
+    noise_energies = np.full(means.shape[1], residuals.n_template_samples * np.sum(1 / made_of[units]))
+    for mean, unit, of_unit in zip(means, units, rows, strict=True):
+        mean[channels, residuals.window] += left[unit][of_unit]
+        n_samples = min(left[unit].shape[1], residuals.n_template_samples)
+        noise_energies[channels] += n_samples * (1 / len(members[unit]) - 1 / made_of[unit])
+    return *means, noise_energies
 
 
 def _score_spikes(vectors, sizes):
     """Dip score of the vectors of two units, infinite if they are apart; `sizes` count all their spikes."""
     return score_pair(*(thin(of_unit, MAX_TESTED_SPIKES) for of_unit in vectors), sizes, MAX_SEPARATION_OF_ONE)
+
+
+def _find_common_channels(residuals, units):
+    """Channels of the residuals of two units, and their places among those of each; int64 (n_channels,)."""
+    return np.intersect1d(*(residuals.find_channels(unit) for unit in units), return_indices=True)
 
 
 class _Pair:
@@ -159,9 +187,7 @@ class _Pair:
     def __init__(self, residuals, units, members, lag):
         self.residuals, self.units, self.lags = residuals, units, (0, lag)
         self.times = [members[unit] for unit in units]  # anything that puts the spikes of both in order
-        self.channels, *self.rows = np.intersect1d(
-            *(residuals.find_channels(unit) for unit in units), return_indices=True
-        )
+        self.channels, *self.rows = _find_common_channels(residuals, units)
         templates = [residuals.waveforms[unit].T for unit in units]
         self.waveforms = [template[self.channels] for template in templates]
         self.shared_energy = min(
@@ -187,7 +213,7 @@ class _Pair:
         return vectors[: len(spikes[0])], vectors[len(spikes[0]) :]
 
 
-def compare_templates(first, second, noise_of_means):
+def compare_templates(first, second, noise_energies):
     """
     How much two templates differ on the channels of both, and on those where one is large.
 
@@ -197,8 +223,8 @@ def compare_templates(first, second, noise_of_means):
     ----------
     first, second : np.ndarray, float, shape (n_channels, n_samples)
         0 on channels that do not belong to them.
-    noise_of_means : float
-        Energy that the noise of their spikes adds to the difference on every channel.
+    noise_energies : np.ndarray, float, shape (n_channels,)
+        Energy that the noise of their spikes adds to the difference on each channel.
 
     Returns
     -------
@@ -213,4 +239,4 @@ def compare_templates(first, second, noise_of_means):
     chosen = np.all(sizes > 0, axis=0) | np.any(sizes >= MIN_LARGE_PTP, axis=0)
     lag, difference = find_lag(first[chosen], second[chosen])
     energy = max(np.sum(template[chosen] ** 2) for template in (first, second))
-    return lag, difference - noise_of_means * np.sum(chosen), energy
+    return lag, difference - np.sum(noise_energies[chosen]), energy
