@@ -31,6 +31,7 @@ NOISE_DECAY = 0.84  # per noise SD: with it the logarithm of their rate falls
 VARIATION = 0.03  # of the size of the spikes of a neuron, in multiples of it
 OTHER_ODDS = 0.0003  # of what nothing here tells
 CAUTION = 1.6  # times the odds of all else as they are found here: in the benchmark they are too small by about as much
+MIN_MEAN_POSTERIOR = 0.65  # of the spikes of a unit; of neurons found in the benchmark the least has 0.67
 MAX_ODDS = 4.0  # of all else against the unit of a spike, however well it fits what is compared here
 
 
@@ -78,6 +79,26 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
         all_odds[rows] = np.maximum(total / odds[np.arange(len(rows)), chosen] - 1, OTHER_ODDS)
     is_repeated = find_repeated(spikes, spikes["unit_index"] != unit_indices, neurons, sorting.sampling_frequency)
     return spikes, (1 / (1 + limit_odds(all_odds))).astype("float32"), is_repeated
+
+
+def keep_certain_units(labels, posteriors):
+    """
+    Take the label from units whose spikes are probably of others, or none: what overlaps or drift made of a neuron.
+
+    Parameters
+    ----------
+    labels : np.ndarray, int64, shape (n_spikes,)
+        -1 for none.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        Of `assign_spikes`.
+
+    Returns
+    -------
+    labels : np.ndarray, int64, shape (n_spikes,)
+    """
+    counts, totals = (np.bincount(labels + 1, weights)[1:] for weights in (None, posteriors))
+    uncertain = np.flatnonzero(totals < MIN_MEAN_POSTERIOR * counts)
+    return np.where(np.isin(labels, uncertain), -1, labels)
 
 
 def limit_odds(odds):

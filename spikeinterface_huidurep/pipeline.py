@@ -15,7 +15,7 @@ from threadpoolctl import threadpool_limits
 from spikeinterface_huidurep.alignment import align_spikes
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.compilation import keep_compiled_functions
-from spikeinterface_huidurep.confidence import assign_spikes
+from spikeinterface_huidurep.confidence import assign_spikes, keep_certain_units
 from spikeinterface_huidurep.detection import detect_spikes, select_spikes, weigh_peaks
 from spikeinterface_huidurep.faint import add_faint_spikes
 from spikeinterface_huidurep.features import compute_features, extract_for_features
@@ -152,15 +152,12 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
 
     duration_s = traces.get_total_duration()
     if params.assignment == "matching":
-        sorting, templates, residuals, links = find_units(
-            traces, clusters, templates, params, folder, job_kwargs, clock
-        )
+        sorting, templates, _, assignment = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
         if len(sorting.unit_ids) == 0:
             return _find_nothing("the spikes found confirm none of the templates", traces)
-        neurons, shares, is_true = links
-        spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, duration_s)
+        neurons, spikes, posteriors, is_true = assignment
         move_inside(spikes, traces)
-        labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
+        labels = np.where(is_true, neurons[spikes["unit_index"]], -1)
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
         spikes, spikes_folder = sorting.to_spike_vector(), folder / "waveforms" / "spikes"
@@ -187,7 +184,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
     Match the templates, look again at the units found and for missed ones, and match again while some change.
 
-    Units that turn out to be leftovers may have taken spikes from the others: these are matched again without them.
+    Units that turn out to be leftovers, or whose spikes are probably of others, may have taken spikes from these: they
+    are matched again without them.
 
     Returns
     -------
@@ -197,8 +195,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         Of these units.
     residuals : Residuals | None
         Of the spikes of the last units; None if there were none.
-    links : (np.ndarray, np.ndarray, np.ndarray)
-        Of `find_neurons`.
+    assignment : (np.ndarray, np.ndarray, np.ndarray, np.ndarray)
+        Of `assign_neurons`.
     """
     peak_sign, neighborhoods = params.peak_sign, clusters.neighborhoods
     n_spikes = made_of = clusters.count_spikes()
@@ -228,18 +226,19 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         templates = new_templates
         shutil.rmtree(spikes_folder, ignore_errors=True)
     units = follow_units(traces, sorting, templates, residuals, params, spikes_folder / "followed", job_kwargs, clock)
-    links = find_neurons(*units, traces)
+    assignment = assign_neurons(*units, traces)
     sorting, templates, _ = units
-    true_units = sorting.unit_ids[np.unique(sorting.to_spike_vector()["unit_index"][links[2]])]
+    _, spikes, _, is_true = assignment
+    true_units = sorting.unit_ids[np.unique(spikes["unit_index"][is_true])]
     if len(true_units) in (0, len(sorting.unit_ids)):
-        return *units, links
+        return *units, assignment
     shutil.rmtree(spikes_folder, ignore_errors=True)
     templates = templates.select_units(true_units)
     sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
-    clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are no leftovers")
+    clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs)
     units = follow_units(traces, *placed, params, spikes_folder / "followed", job_kwargs, clock)
-    return *units, find_neurons(*units, traces)
+    return *units, assign_neurons(*units, traces)
 
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
@@ -295,6 +294,31 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
         is_taken_out = np.isin(templates.unit_ids, np.setdiff1d(found.unit_ids, lasting.unit_ids))
         templates = templates.select_units(templates.unit_ids[~is_taken_out])
     return sorting, templates.select_units(sorting.unit_ids)
+
+
+def assign_neurons(sorting, templates, residuals, traces):
+    """
+    Link the fragments of neurons, give spikes to the units that they most probably are of, and leave out what is none.
+
+    Parameters are those of `find_neurons`.
+
+    Returns
+    -------
+    neurons : np.ndarray, int64, shape (n_units,)
+        See `linking.link_fragments`.
+    spikes : np.ndarray, structured, shape (n_spikes,)
+        See `confidence.assign_spikes`.
+    posteriors : np.ndarray, float32, shape (n_spikes,)
+        Probability that each spike belongs to the unit it has now.
+    is_true : np.ndarray, bool, shape (n_spikes,)
+        Neither a leftover, nor twice in its neuron, nor of a neuron whose spikes are probably of others.
+    """
+    neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
+    if residuals is None:
+        return neurons, sorting.to_spike_vector(), shares, is_true
+    spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, traces.get_total_duration())
+    labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
+    return neurons, spikes, posteriors, keep_certain_units(labels, posteriors) >= 0
 
 
 def find_neurons(sorting, templates, residuals, traces):

@@ -14,6 +14,7 @@ from spikeinterface_huidurep.confidence import (
     CAUTION,
     DIFFERENCE_FREEDOM,
     MAX_ODDS,
+    MIN_MEAN_POSTERIOR,
     N_AROUND,
     NOISE_DECAY,
     NOISE_RATE,
@@ -22,6 +23,7 @@ from spikeinterface_huidurep.confidence import (
     assign_spikes,
     find_repeated,
     find_rivals,
+    keep_certain_units,
     limit_odds,
     weigh_noise,
     weigh_rivals,
@@ -133,6 +135,19 @@ def test_one_spike_has_no_spread():
 
 
 # --- together ---
+
+
+def test_units_whose_spikes_are_probably_of_others_lose_their_label():
+    labels = np.repeat([-1, 0, 1, 3], [4, 2, 2, 1])
+    posteriors = np.array([0.1, 0.1, 0.1, 0.1, 1.0, 0.31, 1.0, 0.29, 0.64])
+    assert MIN_MEAN_POSTERIOR == 0.65
+    assert keep_certain_units(labels, posteriors).tolist() == [-1] * 4 + [0, 0] + [-1] * 3
+
+
+@pytest.mark.parametrize("labels", [[], [-1, -1]])
+def test_without_units_none_is_certain(labels):
+    labels = np.array(labels, dtype="int64")
+    assert keep_certain_units(labels, np.zeros(len(labels))).tolist() == labels.tolist()
 
 
 @given(odds=st.floats(1e-6, 1e6))

@@ -261,10 +261,11 @@ def test_units_are_matched_again_without_leftovers(three_neurons, tmp_path, monk
 
     def take_for_leftovers(sorting, *_):
         is_leftover = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
-        return None, None, ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
+        is_true = ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
+        return None, sorting.to_spike_vector(), None, is_true
 
     monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
-    monkeypatch.setattr(pipeline, "find_neurons", take_for_leftovers)
+    monkeypatch.setattr(pipeline, "assign_neurons", take_for_leftovers)
     sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path)
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
     assert_residuals_are_noise(residuals, sorting)
