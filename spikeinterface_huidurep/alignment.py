@@ -6,24 +6,22 @@ up to a millisecond. Users look at filtered traces, and compare spike times with
 """
 
 import numpy as np
-from spikeinterface.core import (
-    estimate_templates_with_accumulator,
-    ms_to_samples,
-    random_spikes_selection,
-)
+from spikeinterface.core import ms_to_samples, random_spikes_selection
+from spikeinterface.core.waveform_tools import extract_waveforms_to_single_buffer
 
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 
 MAX_SHIFT_MS = 1.0  # from where matching put the spikes to the trough
 MIN_PEAK_TO_TROUGH = 1.5  # a positive peak that much larger than the trough is what others call the spike
-MAX_SPIKES = 500  # of a unit; the mean of more has its trough at the same sample
+MAX_SPIKES = 250  # of a unit; the median of more has its trough at the same sample
 
 
-def align_spikes(sorting, posteriors, recording, sparsity_mask, params, job_kwargs):
+def align_spikes(sorting, posteriors, recording, sparsity_mask, params, folder, job_kwargs):
     """
-    Move the spikes of every unit, all by the same number of samples, to the trough of the unit's mean waveform.
+    Move the spikes of every unit, all by the same number of samples, to the trough of the unit's median waveform.
 
-    Elsewhere on the probe a larger neuron that fires with a weak one now and then has a deeper trough.
+    Elsewhere on the probe a larger neuron that fires with a weak one now and then has a deeper trough, and in the mean
+    also one that fires near it.
 
     Parameters
     ----------
@@ -37,6 +35,8 @@ def align_spikes(sorting, posteriors, recording, sparsity_mask, params, job_kwar
     params : SorterParams
         With `peak_sign="pos"` the highest peak takes the place of the trough, with "both" only where it is
         MIN_PEAK_TO_TROUGH times as large.
+    folder : Path
+        For the file of waveforms; removed by the caller.
     job_kwargs : dict
 
     Returns
@@ -45,7 +45,7 @@ def align_spikes(sorting, posteriors, recording, sparsity_mask, params, job_kwar
     posteriors : np.ndarray, float32, shape (n_spikes,)
     """
     spikes = sorting.to_spike_vector().copy()
-    waveforms = estimate_waveforms(sorting, recording, sparsity_mask, params.seed, job_kwargs)
+    waveforms = estimate_waveforms(sorting, recording, sparsity_mask, params.seed, folder, job_kwargs)
     spikes["sample_index"] += find_shifts(waveforms, params.peak_sign)[spikes["unit_index"]]
     move_inside(spikes, recording)
     labels = sorting.unit_ids[spikes["unit_index"]]
@@ -53,24 +53,29 @@ def align_spikes(sorting, posteriors, recording, sparsity_mask, params, job_kwar
     return aligned, posteriors[order]
 
 
-def estimate_waveforms(sorting, recording, sparsity_mask, seed, job_kwargs):
-    """Mean waveforms of at most MAX_SPIKES spikes, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_of_mask)."""
+def estimate_waveforms(sorting, recording, sparsity_mask, seed, folder, job_kwargs):
+    """Median of at most MAX_SPIKES waveforms, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_of_mask)."""
     n_samples = [recording.get_num_samples(index) for index in range(sorting.get_num_segments())]
     half = ms_to_samples(MAX_SHIFT_MS, recording.sampling_frequency)
     chosen = random_spikes_selection(
         sorting, num_samples=n_samples, max_spikes_per_unit=MAX_SPIKES, margin_size=half + 1, seed=seed
     )
     spikes = sorting.to_spike_vector()[chosen]
-    return estimate_templates_with_accumulator(
+    folder.mkdir(parents=True, exist_ok=True)
+    waveforms = extract_waveforms_to_single_buffer(
         recording,
         spikes,
-        sorting.unit_ids,
         half,
         half + 1,
+        file_path=folder / "aligned.npy",
         return_in_uV=False,
+        dtype="float32",
         sparsity_mask=sparsity_mask,
         **job_kwargs,
     )
+    of_units = [waveforms[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]
+    nothing = np.zeros(waveforms.shape[1:])
+    return np.stack([np.median(of_unit, axis=0) if len(of_unit) else nothing for of_unit in of_units])
 
 
 def find_shifts(waveforms, peak_sign):

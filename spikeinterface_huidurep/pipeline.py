@@ -173,7 +173,8 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
     templates = templates.select_units(sorting.unit_ids)
     main_channels = find_main_channels(templates, clusters.neighborhoods, params.peak_sign)
     around = clusters.neighborhoods.make_sparsity_mask()[main_channels]
-    sorting, posteriors = align_spikes(sorting, posteriors, filtered, around, params, job_kwargs)
+    waveforms_folder = folder / "waveforms" / "aligned"
+    sorting, posteriors = align_spikes(sorting, posteriors, filtered, around, params, waveforms_folder, job_kwargs)
     describe_units(sorting, templates, posteriors, main_channels)
     sorting, posteriors = keep_credible_units(sorting, posteriors)
     clock.log("finish", f"{len(sorting.unit_ids)} units, {len(posteriors)} spikes")

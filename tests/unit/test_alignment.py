@@ -41,7 +41,7 @@ def test_what_is_not_known_stays(value):
     assert find_shifts(np.full((2, 61, 3), value), "both").tolist() == [0, 0]
 
 
-def test_every_unit_moves_to_its_trough_and_keeps_its_posteriors():
+def test_every_unit_moves_to_its_trough_and_keeps_its_posteriors(tmp_path):
     samples, labels = np.array([1000, 1010, 5000, 9000, 9004, 12]), np.array([3, 8, 3, 3, 8, 3])
     segments = np.array([0, 0, 0, 0, 0, 1])
     traces = [np.zeros((10_000, 2), dtype="float32"), np.zeros((500, 2), dtype="float32")]
@@ -50,7 +50,9 @@ def test_every_unit_moves_to_its_trough_and_keeps_its_posteriors():
     sorting, order = make_sorting(samples, labels, segments, SAMPLING_FREQUENCY)
     posteriors = np.arange(6, dtype="float32")[order]
     recording = NumpyRecording(traces, SAMPLING_FREQUENCY)
-    aligned, found = align_spikes(sorting, posteriors, recording, np.ones((2, 2), bool), SorterParams(), JOB_KWARGS)
+    aligned, found = align_spikes(
+        sorting, posteriors, recording, np.ones((2, 2), bool), SorterParams(), tmp_path, JOB_KWARGS
+    )
     assert aligned.unit_ids.tolist() == [3, 8]
     spikes = aligned.to_spike_vector()
     assert spikes["sample_index"].tolist() == [1008, 1009, 5009, 9002, 9009, 21]
@@ -59,17 +61,19 @@ def test_every_unit_moves_to_its_trough_and_keeps_its_posteriors():
     assert found.tolist() == [1, 0, 2, 4, 3, 5]
 
 
-def test_spikes_stay_inside_their_segment():
+def test_spikes_stay_inside_their_segment(tmp_path):
     traces = np.zeros((2000, 1), dtype="float32")
     traces[[510, 1010, 1510]] = -5.0
     sorting, _ = make_sorting(np.array([500, 1000, 1500, 1995]), np.zeros(4, int), np.zeros(4, int), SAMPLING_FREQUENCY)
     recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
     mask = np.ones((1, 1), dtype=bool)
-    aligned, _ = align_spikes(sorting, np.ones(4, dtype="float32"), recording, mask, SorterParams(), JOB_KWARGS)
+    aligned, _ = align_spikes(
+        sorting, np.ones(4, dtype="float32"), recording, mask, SorterParams(), tmp_path, JOB_KWARGS
+    )
     assert aligned.to_spike_vector()["sample_index"].tolist() == [510, 1010, 1510, 1999]
 
 
-def test_a_larger_neuron_elsewhere_on_the_probe_does_not_move_a_unit():
+def test_a_larger_neuron_elsewhere_on_the_probe_does_not_move_a_unit(tmp_path):
     traces = np.zeros((2000, 3), dtype="float32")
     traces[[505, 1005], 0] = -5.0
     traces[490, 2] = -100.0
@@ -77,5 +81,24 @@ def test_a_larger_neuron_elsewhere_on_the_probe_does_not_move_a_unit():
     recording = NumpyRecording([traces], SAMPLING_FREQUENCY)
     posteriors = np.ones(2, dtype="float32")
     for mask, wanted in (([[True, True, False]], [505, 1005]), ([[True, True, True]], [490, 990])):
-        aligned, _ = align_spikes(sorting, posteriors, recording, np.array(mask), SorterParams(), JOB_KWARGS)
+        aligned, _ = align_spikes(sorting, posteriors, recording, np.array(mask), SorterParams(), tmp_path, JOB_KWARGS)
         assert aligned.to_spike_vector()["sample_index"].tolist() == wanted
+
+
+@pytest.mark.parametrize("n_near, wanted", [(4, 3), (6, -20)])
+def test_a_larger_neuron_that_fires_near_some_of_its_spikes_does_not_move_a_unit(tmp_path, n_near, wanted):
+    samples = np.arange(500, 10_500, 1000)
+    traces = np.zeros((11_000, 1), dtype="float32")
+    traces[samples + 3] = -5.0
+    traces[samples[:n_near] - 20] = -100.0
+    sorting, _ = make_sorting(samples, np.zeros(10, int), np.zeros(10, int), SAMPLING_FREQUENCY)
+    recording, mask = NumpyRecording([traces], SAMPLING_FREQUENCY), np.ones((1, 1), dtype=bool)
+    aligned, _ = align_spikes(sorting, np.ones(10), recording, mask, SorterParams(), tmp_path, JOB_KWARGS)
+    assert np.all(aligned.to_spike_vector()["sample_index"] == samples + wanted)
+
+
+def test_a_unit_of_which_no_waveform_is_inside_stays(tmp_path):
+    sorting, _ = make_sorting(np.array([10]), np.zeros(1, int), np.zeros(1, int), SAMPLING_FREQUENCY)
+    recording, mask = NumpyRecording([np.ones((2000, 1), "float32")], SAMPLING_FREQUENCY), np.ones((1, 1), dtype=bool)
+    aligned, _ = align_spikes(sorting, np.ones(1), recording, mask, SorterParams(), tmp_path, JOB_KWARGS)
+    assert aligned.to_spike_vector()["sample_index"].tolist() == [10]
