@@ -153,6 +153,16 @@ def test_noise_of_the_spikes_makes_no_difference(n_values, n_spikes, n_pairs):
     assert len(find_same(residuals, members, compare_spikes=False)) == n_pairs
 
 
+@pytest.mark.parametrize("made_of, n_pairs", [(100, 1), (10**6, 0)])
+def test_where_spikes_were_not_looked_at_the_noise_is_that_of_the_template(made_of, n_pairs):
+    """Channels 0, 1, 2 and 2, 3, 4; the templates differ by 0.14 of their energy, on 0 and 4."""
+    shape = np.array([[10.0], [10.0], [11.0], [10.0], [10.0]]) * long_pulse()
+    other = np.array([[0.4], [1.0], [1.0], [1.0], [0.4]]) * shape
+    residuals, members = make_residuals([shape, other], [1, 3], radius_um=20.0)
+    residuals.n_template_samples = int(np.sum((shape - other) ** 2) / (4 * 2 / 100))
+    assert len(find_same(residuals, members, made_of=[made_of] * 2, compare_spikes=False)) == n_pairs
+
+
 @pytest.mark.parametrize("size, n_pairs", [(0.9 * MIN_LARGE_PTP, 1), (1.1 * MIN_LARGE_PTP, 0)])
 def test_a_channel_that_one_template_lacks_makes_a_difference_if_it_is_large(size, n_pairs):
     """20 channels beyond those on which the spikes are compared."""
