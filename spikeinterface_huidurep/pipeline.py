@@ -230,7 +230,9 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     assignment = assign_neurons(*units, traces)
     sorting, templates, _ = units
     _, spikes, _, is_true = assignment
-    true_units = sorting.unit_ids[np.unique(spikes["unit_index"][is_true])]
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    has_stayed = spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
+    true_units = sorting.unit_ids[np.unique(unit_indices[is_true & has_stayed])]
     if len(true_units) in (0, len(sorting.unit_ids)):
         return *units, assignment
     shutil.rmtree(spikes_folder, ignore_errors=True)

@@ -262,7 +262,9 @@ def test_units_are_matched_again_without_leftovers(three_neurons, tmp_path, monk
     def take_for_leftovers(sorting, *_):
         is_leftover = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
         is_true = ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
-        return None, sorting.to_spike_vector(), None, is_true
+        spikes = sorting.to_spike_vector().copy()
+        spikes["unit_index"][np.argmax(~is_leftover)] = np.argmax(np.isin(sorting.unit_ids, leftovers))  # it was given
+        return None, spikes, None, is_true
 
     monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
     monkeypatch.setattr(pipeline, "assign_neurons", take_for_leftovers)
