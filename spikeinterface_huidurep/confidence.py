@@ -31,7 +31,7 @@ NOISE_DECAY = 0.84  # per noise SD: with it the logarithm of their rate falls
 VARIATION = 0.03  # of the size of the spikes of a neuron, in multiples of it
 OTHER_ODDS = 0.0003  # of what nothing here tells
 CAUTION = 1.6  # times the odds of all else as they are found here: in the benchmark they are too small by about as much
-MIN_MEAN_POSTERIOR = 0.65  # of the spikes of a unit; of neurons found in the benchmark the least has 0.67
+MIN_MEAN_POSTERIOR = 0.65  # of the spikes of a unit; the least of the true units of 64 sortings had 0.67
 MAX_ODDS = 4.0  # of all else against the unit of a spike, however well it fits what is compared here
 
 
