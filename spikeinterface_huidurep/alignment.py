@@ -54,7 +54,11 @@ def align_spikes(sorting, posteriors, recording, sparsity_mask, params, folder, 
 
 
 def estimate_waveforms(sorting, recording, sparsity_mask, seed, folder, job_kwargs):
-    """Median of at most MAX_SPIKES waveforms, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_of_mask)."""
+    """
+    Median of at most MAX_SPIKES waveforms of each unit, MAX_SHIFT_MS to both sides: (n_units, n_samples, n_of_mask).
+
+    The waveforms are in a file: shared memory, where `estimate_templates` has them, is small in containers.
+    """
     n_samples = [recording.get_num_samples(index) for index in range(sorting.get_num_segments())]
     half = ms_to_samples(MAX_SHIFT_MS, recording.sampling_frequency)
     chosen = random_spikes_selection(

@@ -103,12 +103,11 @@ def find_doubtful_units(residuals, sorting, is_true):
         distances_um = np.linalg.norm(centres_um - centres_um[rare], axis=1)
         is_frequent = sizes[rare] <= MAX_SHARE_OF_RARE * sizes
         for frequent in np.flatnonzero(is_frequent & (distances_um <= MAX_DISTANCE_UM)).tolist():
-            first, second = (residuals.waveforms[unit].T for unit in (frequent, rare))
-            noise_energies = residuals.n_template_samples * np.sum(1 / sizes[[frequent, rare]])
-            lag, difference, energy = compare_templates(first, second, np.full(len(first), noise_energies))
+            units = [frequent, rare]
+            lag, difference, energy = compare_templates(*_read_templates(residuals, units, sizes))
             is_alike = difference <= MAX_DIFFERENCE_OF_FRAGMENTS * energy
             if difference <= MAX_SEPARATION_OF_ONE**2 or (
-                is_alike and not is_corrected and _are_collisions(residuals, [frequent, rare], members, lag)
+                is_alike and not is_corrected and _are_collisions(residuals, units, members, lag)
             ):
                 pairs.add((min(frequent, rare), max(frequent, rare)))
     return pairs
@@ -144,19 +143,24 @@ def _average_residuals(residuals, rows, unit):
     return residuals.read(rows, unit).sum(axis=0) / max(len(rows), 1)
 
 
-def _average_spikes(residuals, units, members, left, made_of):
+def _read_templates(residuals, units, made_of):
     """
-    The templates of two units, with what is left of the spikes in the mean where those of both were looked at.
+    The templates of two units, as `compare_templates` takes them.
 
     Returns
     -------
     first, second : np.ndarray, float32, shape (n_channels, n_samples)
     noise_energies : np.ndarray, float, shape (n_channels,)
-        That noise gives to their difference on each channel.
+        That the noise of the spikes that they were made of gives to their difference on each channel.
     """
+    first, second = residuals.waveforms[units].transpose(0, 2, 1)
+    return first, second, np.full(len(first), residuals.n_template_samples * np.sum(1 / made_of[units]))
+
+
+def _average_spikes(residuals, units, members, left, made_of):
+    """`_read_templates` with what is left of the spikes in the mean where those of both were looked at."""
     channels, *rows = _find_common_channels(residuals, units)
-    means = residuals.waveforms[units].transpose(0, 2, 1)
-    noise_energies = np.full(means.shape[1], residuals.n_template_samples * np.sum(1 / made_of[units]))
+    *means, noise_energies = _read_templates(residuals, units, made_of)
     for mean, unit, of_unit in zip(means, units, rows, strict=True):
         mean[channels, residuals.window] += left[unit][of_unit]
         n_samples = min(left[unit].shape[1], residuals.n_template_samples)

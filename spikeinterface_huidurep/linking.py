@@ -291,9 +291,11 @@ def is_alike(first_s, second_s, difference):
 
     Matching may take one of them for the other, just where both fire. So no two spikes of them may be as close.
     """
+    if difference > MAX_DIFFERENCE_OF_ONE:
+        return False
     both_s = np.sort(np.concatenate([first_s, second_s]))
     found, chance = count_within_refractory_period(both_s, both_s)
-    return difference <= MAX_DIFFERENCE_OF_ONE and found <= MAX_REFRACTORY * chance
+    return found <= MAX_REFRACTORY * chance
 
 
 def count_within_refractory_period(first_s, second_s):

@@ -151,7 +151,7 @@ def move_inside(peaks, traces):
     peaks["sample_index"] = np.clip(peaks["sample_index"], 0, n_samples[peaks["segment_index"]] - 1)
 
 
-def keep_frequent_units(labels, weights, duration_s, params):
+def keep_frequent_units(labels, duration_s, params, weights=None):
     """
     Take the label from clusters that fire less than `min_firing_rate`.
 
@@ -159,10 +159,10 @@ def keep_frequent_units(labels, weights, duration_s, params):
     ----------
     labels : np.ndarray, int64, shape (n_peaks,)
         -1 for none.
-    weights : None | np.ndarray, float, shape (n_peaks,)
-        How many spikes each stands for; None if it is one.
     duration_s : float
     params : SorterParams
+    weights : None | np.ndarray, float, shape (n_peaks,), default: None
+        How many spikes each stands for; None if it is one.
 
     Returns
     -------
@@ -197,7 +197,7 @@ def match_templates(traces, templates, params, job_kwargs):
     """
     spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
     labels = keep_frequent_units(
-        templates.unit_ids[spikes["cluster_index"]].astype("int64"), None, traces.get_total_duration(), params
+        templates.unit_ids[spikes["cluster_index"]].astype("int64"), traces.get_total_duration(), params
     )
     found = labels >= 0
     sorting, _ = make_sorting(

@@ -90,7 +90,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         params.seed,
     )
     labels = keep_large_clusters(labels, MIN_SPIKES)
-    labels = keep_frequent_units(labels, weights, traces.get_total_duration(), params)
+    labels = keep_frequent_units(labels, traces.get_total_duration(), params, weights)
     return peaks[labels >= 0], labels[labels >= 0], weights[labels >= 0]
 
 

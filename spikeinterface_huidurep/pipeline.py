@@ -163,7 +163,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         spikes, spikes_folder = sorting.to_spike_vector(), folder / "waveforms" / "spikes"
         neurons = link_clusters(traces, sorting, templates, clusters.neighborhoods, params, spikes_folder, job_kwargs)
         labels = neurons[spikes["unit_index"]]
-    kept = keep_frequent_units(labels, None, duration_s, params) >= 0
+    kept = keep_frequent_units(labels, duration_s, params) >= 0
     neuron_ids = sorting.unit_ids[neurons]
     sorting, posteriors = join_fragments(spikes[kept], posteriors[kept], neuron_ids, traces.sampling_frequency)
     clock.log("link", f"{len(templates.unit_ids)} units, {len(sorting.unit_ids)} neurons")
@@ -462,7 +462,7 @@ def find_clusters(traces, params, folder, job_kwargs, clock):
         params.seed,
     )
     move_inside(peaks, traces)
-    labels = keep_frequent_units(labels, weights, traces.get_total_duration(), params)
+    labels = keep_frequent_units(labels, traces.get_total_duration(), params, weights)
     clock.log("merge", f"{len(np.unique(labels[labels >= 0]))} clusters")
     return Clusters(peaks, waveforms, features, labels, posteriors, neighborhoods, weights)
 

@@ -160,7 +160,7 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
             found.append((inside["sample_index"], inside["unit_index"], inside["segment_index"]))
     samples, unit_indices, segments = (np.concatenate(values) for values in zip(*found, strict=True))
     labels = sorting.unit_ids[unit_indices].astype("int64")
-    labels = keep_frequent_units(labels, None, traces.get_total_duration(), params)
+    labels = keep_frequent_units(labels, traces.get_total_duration(), params)
     kept = labels >= 0
     return make_sorting(samples[kept], labels[kept], segments[kept], traces.sampling_frequency)[0]
 

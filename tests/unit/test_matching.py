@@ -90,7 +90,7 @@ def test_sorting_without_spikes():
 def test_rare_units_lose_their_label():
     labels = np.repeat([-1, 0, 1, 2], [3, 9, 10, 11])
     params = SorterParams(min_firing_rate=0.1)
-    found = keep_frequent_units(labels, None, 100.0, params)
+    found = keep_frequent_units(labels, 100.0, params)
     assert found.tolist() == [-1] * 12 + [1] * 10 + [2] * 11
     assert labels[3] == 0
 
@@ -99,17 +99,17 @@ def test_rare_units_lose_their_label():
 def test_spikes_count_as_those_they_stand_for(weights, kept):
     labels = np.repeat([0, 1], [4, 6])
     params = SorterParams(min_firing_rate=0.1)
-    assert set(keep_frequent_units(labels, np.array(weights)[labels], 100.0, params)) == kept
+    assert set(keep_frequent_units(labels, 100.0, params, np.array(weights)[labels])) == kept
 
 
 @pytest.mark.parametrize("labels", [np.zeros(0, dtype="int64"), np.full(5, -1)])
 def test_no_unit_to_keep(labels):
-    assert np.array_equal(keep_frequent_units(labels, None, 10.0, PARAMS), labels)
+    assert np.array_equal(keep_frequent_units(labels, 10.0, PARAMS), labels)
 
 
 def test_rate_zero_keeps_all():
     labels = np.array([0, 1, 1, -1])
-    assert np.array_equal(keep_frequent_units(labels, None, 1e6, SorterParams(min_firing_rate=0.0)), labels)
+    assert np.array_equal(keep_frequent_units(labels, 1e6, SorterParams(min_firing_rate=0.0)), labels)
 
 
 def test_small_clusters_by_hand():
