@@ -287,9 +287,10 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
 
 def is_alike(first_s, second_s, difference):
     """
-    Whether two units may be one for their templates alone; times ascending.
+    Whether two units may be one for their templates alone.
 
     Matching may take one of them for the other, just where both fire. So no two spikes of them may be as close.
+    Parameters are those of `respect_refractory_period`, the times ascending.
     """
     if difference > MAX_DIFFERENCE_OF_ONE:
         return False
