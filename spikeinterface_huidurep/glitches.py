@@ -100,9 +100,11 @@ def silence_glitches_of_chunk(traces, sizes, is_near, half, margin):
     if len(suspects) == 0:
         return traces
     silenced = traces.copy()
-    largest = maximum_filter1d(sizes, 2 * half + 1, axis=0)
     for channel in suspects:
-        is_alone = largest[:, is_near[channel]].max(axis=1) < MAX_SHARE * largest[:, channel]
-        is_glitch = (sizes[:, channel] > MIN_GLITCH) & is_alone
+        is_glitch = sizes[:, channel] > MIN_GLITCH
+        samples = np.flatnonzero(is_glitch)
+        around = np.clip(samples[:, None] + np.arange(-half, half + 1), 0, len(sizes) - 1)
+        largest_near = sizes[around[:, :, None], np.flatnonzero(is_near[channel])].max(axis=(1, 2))
+        is_glitch[samples] = largest_near < MAX_SHARE * sizes[around, channel].max(axis=1)
         silenced[maximum_filter1d(is_glitch, 2 * margin + 1), channel] = 0
     return silenced
