@@ -71,6 +71,7 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
             continue
         sizes, deviations = measure_sizes(residuals, rows, unit_index)
         odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
+        odds = keep_likeliest_fragments(odds, neurons[rivals])
         candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
         total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
         chosen = np.where(odds.max(axis=1) > MIN_PROBABILITY * total, odds.argmax(axis=1), 0)
@@ -79,6 +80,27 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
         all_odds[rows] = np.maximum(total / odds[np.arange(len(rows)), chosen] - 1, OTHER_ODDS)
     is_repeated = find_repeated(spikes, spikes["unit_index"] != unit_indices, neurons, sorting.sampling_frequency)
     return spikes, (1 / (1 + limit_odds(all_odds))).astype("float32"), is_repeated
+
+
+def keep_likeliest_fragments(odds, neurons):
+    """
+    Odds 0 of all fragments of a neuron but the likeliest: it has one waveform at a time, and each has its rate.
+
+    Parameters
+    ----------
+    odds : np.ndarray, float, shape (n_spikes, n_rivals)
+    neurons : np.ndarray, int64, shape (n_rivals,)
+
+    Returns
+    -------
+    odds : np.ndarray, float, shape (n_spikes, n_rivals)
+    """
+    odds = odds.copy()
+    for neuron in np.unique(neurons):
+        fragments = np.flatnonzero(neurons == neuron)
+        likeliest = fragments[odds[:, fragments].argmax(axis=1)]
+        odds[:, fragments] *= fragments == likeliest[:, None]
+    return odds
 
 
 def keep_certain_units(labels, posteriors):
