@@ -3,7 +3,8 @@ A second look at the units, by spikes freed from those that overlap them.
 
 Weak neurons that share a place may enter the matching as one template, and one neuron as two. With all templates taken
 away, what is left of the spikes of a template shows it (`splitting.py`), as do the spikes of two templates that are
-alike (`joining.py`). So may neurons that differ in size alone (`sizes.py`).
+alike (`joining.py`). So may neurons that differ in size alone (`sizes.py`), and rare ones beside a frequent one
+(`hidden.py`).
 
 A weak neuron of which few spikes were detected has a template that is not quite its own. Matching finds many more of
 its spikes. Where many are far larger than the template, these make a better one; what it picks out of noise is smaller,
@@ -14,11 +15,13 @@ template finds what the blur does not fit. Matched and aligned, they make a shar
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.clustering import MIN_SPIKES
+from spikeinterface_huidurep.hidden import find_hidden_neuron, find_lonely_spikes
 from spikeinterface_huidurep.joining import find_same_units
 from spikeinterface_huidurep.matching import WEAK_NORM
 from spikeinterface_huidurep.merging import shift_each, thin
@@ -42,7 +45,7 @@ class RefinedUnits:
     """Units that changed, and what takes their place; and units that were missed."""
 
     peaks: np.ndarray
-    """structured (n_peaks,): at most MAX_SPIKES spikes of each of the old units."""
+    """structured (n_peaks,): spikes of the old units, at most MAX_SPIKES that look alike of each."""
     labels: np.ndarray
     """int64 (n_peaks,): new unit ids."""
     origins: np.ndarray
@@ -118,7 +121,9 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     )
     norms = residuals.measure_norms()
     changes = _Changes()
+    weights = (sizes / np.maximum([len(rows) for rows in members], 1))[unit_indices]
     _split_units(changes, residuals, members, _list_times(sorting), threshold, seed)
+    _uncover_neurons(changes, residuals, sorting.to_spike_vector(), weights, threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
@@ -126,7 +131,6 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     _take_larger_spikes(changes, residuals, members, sizes, n_known, norms)
     rows, labels, lags = _collect_spikes(changes.groups)
     spikes = sorting.to_spike_vector()[rows]
-    weights = (sizes / np.maximum([len(rows) for rows in members], 1))[unit_indices]
     first_id = max(sorting.unit_ids) + 1
     n_spikes_of_new = {first_id + group: weights[found].sum() for group, (_, _, found) in enumerate(changes.groups)}
     made_of_new = {first_id + group: weights[taken].sum() for group, (taken, _, _) in enumerate(changes.groups)}
@@ -171,6 +175,31 @@ def _split_units(changes, residuals, members, times_s, threshold, seed):
             parts = split_sizes(spikes, waveform, whitener, looked_at_s, all_times_s, threshold)
         if parts.max() > 0:
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
+
+
+def _uncover_neurons(changes, residuals, spikes, weights, threshold, seed):
+    """Neurons of few spikes beside those of many; `weights` becomes how many spikes each that is taken stands for."""
+    shapes = None if residuals.is_drift_corrected() else residuals.find_shapes()
+    if shapes is None:
+        return
+    is_alone = find_lonely_spikes(spikes, residuals)
+    counts = np.bincount(spikes["unit_index"][is_alone], minlength=len(residuals.waveforms))
+    for index in np.flatnonzero(counts > MAX_SPIKES).tolist():
+        if index in changes.units:
+            continue
+        rows = np.flatnonzero((spikes["unit_index"] == index) & is_alone)
+        channels = residuals.find_channels(index)
+        waveform = residuals.get_waveform(index, channels)[:, residuals.window]
+        whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
+        project = partial(residuals.apply, spike_indices=rows, unit_index=index)
+        is_hidden = find_hidden_neuron(project, waveform, whitener, shapes, MAX_SPIKES, threshold, seed)
+        if is_hidden.any():
+            parts = rows[~is_hidden], rows[is_hidden]
+            groups = [thin(part, MAX_SPIKES) for part in parts]
+            n_spikes_each = np.sum(spikes["unit_index"] == index) / len(rows)
+            for part, group in zip(parts, groups, strict=True):
+                weights[group] = n_spikes_each * len(part) / len(group)
+            changes.replace([index], [(group, 0) for group in groups])
 
 
 def _list_times(sorting):

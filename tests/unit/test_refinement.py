@@ -16,7 +16,7 @@ from spikeinterface_huidurep.refinement import (
     find_larger_spikes,
     refine_units,
 )
-from spikeinterface_huidurep.residuals import extract_residuals
+from spikeinterface_huidurep.residuals import Residuals, extract_residuals
 from spikeinterface_huidurep.waveforms import Neighborhoods
 
 from .test_joining import PAD, SHAPE, long_pulse, make_residuals
@@ -167,6 +167,38 @@ def test_of_many_spikes_some_are_looked_at_and_all_are_counted(matched, monkeypa
     assert len(set(list_spikes(refined.peaks))) == 300
     of_mixed = refined.peaks[refined.labels < 45]
     assert 30 < np.sum(of_mixed["segment_index"] == 1) < 55  # from the whole recording
+
+
+@pytest.mark.parametrize("is_corrected", [False, True])
+def test_a_hidden_neuron_gets_a_unit_and_all_spikes_are_counted(matched, monkeypatch, is_corrected):
+    """Every tenth spike of CLEAN that is alone; every second one is."""
+    sorting, residuals, _ = matched
+    is_alone = np.arange(len(sorting.to_spike_vector())) % 2 == 0
+    monkeypatch.setattr(refinement, "MAX_SPIKES", 30)
+    monkeypatch.setattr(refinement, "find_lonely_spikes", lambda spikes, residuals: is_alone)
+    monkeypatch.setattr(Residuals, "find_shapes", lambda residuals: np.eye(2))
+    monkeypatch.setattr(Residuals, "is_drift_corrected", lambda residuals: is_corrected)
+    monkeypatch.setattr(refinement, "split_unit", lambda spikes, *_: np.zeros(len(spikes), "int64"))
+    given = []
+
+    def find_every_tenth(project, *_):
+        given.append(project(lambda residuals: residuals[:, 0, 0]))
+        return np.arange(len(given[-1])) % 10 == 0
+
+    monkeypatch.setattr(refinement, "find_hidden_neuron", find_every_tenth)
+    refined = refine(sorting, residuals)
+    if is_corrected:
+        assert not given and CLEAN not in refined.replaced
+        return
+    rows = np.flatnonzero((sorting.to_spike_vector()["unit_index"] == 1) & is_alone)
+    assert any(np.array_equal(values, residuals.read(rows, 1)[:, 0, 0]) for values in given)
+    assert CLEAN in refined.replaced
+    others, hidden = np.unique(refined.labels[refined.origins == CLEAN])
+    assert list_spikes(refined.peaks[refined.labels == hidden]) == list_spikes(sorting.to_spike_vector()[rows[::10]])
+    assert np.sum(refined.labels == others) == 30
+    n_hidden = len(rows[::10])
+    assert refined.n_spikes[hidden] == pytest.approx(100 * n_hidden / len(rows))
+    assert refined.n_spikes[others] == pytest.approx(100 * (1 - n_hidden / len(rows)))
 
 
 def test_threshold_zero_joins_no_units_and_a_high_one_splits_what_is_far_apart(matched):
