@@ -9,24 +9,18 @@ one delay looks like a neuron, too.
 """
 
 import numpy as np
-from sklearn.decomposition import PCA
-from threadpoolctl import threadpool_limits
 
-from spikeinterface_huidurep.clustering import fit_mixture
 from spikeinterface_huidurep.matching import concatenate_segments, find_coincidences
 from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.splitting import (
-    MAX_PARTS,
     N_AROUND,
-    N_DIMS,
-    N_STARTS,
     find_differences,
+    find_parts,
     find_variation,
-    is_neuron,
     join_parts,
     remove_running_mean,
     remove_variation,
-    sharpen_part,
+    sharpen_parts,
 )
 
 MIN_SPIKES = 100  # of a hidden neuron
@@ -34,41 +28,38 @@ ALONE_MS = 2.0  # to the next spike of another unit
 MIN_PTP = 2.0  # noise SD, of its template on the channels of the unit; what is smaller leaves nothing
 
 
-def find_lonely_spikes(spikes, residuals):
+def find_lonely_spikes(spikes, unit_index, residuals):
     """
-    Which spikes have none of other units close to them.
+    Spikes of a unit that have none of other units close to them.
 
     Parameters
     ----------
     spikes : np.ndarray, structured (sample_index, unit_index, segment_index), shape (n_spikes,)
-        In the order of time.
+        Of all units, in the order of time.
+    unit_index : int
     residuals : Residuals
         Of them.
 
     Returns
     -------
-    is_alone : np.ndarray, bool, shape (n_spikes,)
+    rows : np.ndarray, int64, shape (n_lonely,)
     """
     tolerance = round(ALONE_MS * 1e-3 * residuals.noise.traces.sampling_frequency)
     times = concatenate_segments(spikes, tolerance)
-    sizes = np.ptp(residuals.waveforms, axis=1)  # (u, c)
-    is_alone = np.zeros(len(spikes), dtype=bool)
-    for unit_index in range(len(sizes)):
-        reaches = sizes[:, residuals.find_channels(unit_index)].max(axis=1) >= MIN_PTP
-        reaches[unit_index] = False
-        rows = np.flatnonzero(spikes["unit_index"] == unit_index)
-        is_alone[rows] = ~find_coincidences(times[rows], times[reaches[spikes["unit_index"]]], tolerance)
-    return is_alone
+    reaches = np.ptp(residuals.waveforms[:, :, residuals.find_channels(unit_index)], axis=1).max(axis=1) >= MIN_PTP
+    reaches[unit_index] = False
+    rows = np.flatnonzero(spikes["unit_index"] == unit_index)
+    return rows[~find_coincidences(times[rows], times[reaches[spikes["unit_index"]]], tolerance)]
 
 
-def find_hidden_neuron(spikes, waveform, whitener, shapes, n_looked_at, threshold, seed):
+def find_hidden_neuron(apply_to_residuals, waveform, whitener, shapes, n_looked_at, threshold, seed):
     """
     A neuron that few of the spikes of a unit are of.
 
     Parameters
     ----------
-    spikes : Callable
-        Takes a function of residuals, see `splitting.split_unit`, and applies it to those of all spikes.
+    apply_to_residuals : Callable
+        Applies a function of residuals, see `splitting.split_unit`, to those of all spikes: `Residuals.apply`.
     waveform, whitener, shapes, threshold, seed
         As for `splitting.split_unit`.
     n_looked_at : int
@@ -80,7 +71,7 @@ def find_hidden_neuron(spikes, waveform, whitener, shapes, n_looked_at, threshol
         All False if there is none.
     """
     projection = make_projection(waveform, whitener, shapes)
-    vectors = spikes(lambda residuals: residuals.reshape(len(residuals), -1) @ projection)
+    vectors = apply_to_residuals(lambda residuals: residuals.reshape(len(residuals), -1) @ projection)
     return find_rare_part(remove_running_mean(vectors, N_AROUND), n_looked_at, threshold, seed)
 
 
@@ -109,16 +100,12 @@ def find_rare_part(vectors, n_looked_at, threshold, seed):
     usual = thin(rows, n_looked_at)
     worst = np.argpartition(np.sum(vectors**2, axis=1), -n_looked_at)[-n_looked_at:]
     looked_at = np.union1d(usual, worst)
-    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors[looked_at])
-    features = features.astype("float64")
-    with threadpool_limits(1):
-        parts = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict(features)
-    main = np.bincount(parts[np.isin(looked_at, usual)]).argmax()
-    counts = np.bincount(parts)
-    for part in np.argsort(-counts, kind="stable"):
-        if part != main and counts[part] >= MIN_SPIKES:
-            is_part = sharpen_part(vectors, np.isin(rows, looked_at[parts == part]))
-            if MIN_SPIKES <= is_part.sum() <= len(rows) / 2 and is_neuron(vectors, is_part):
-                if join_parts(vectors, is_part.astype("int64"), threshold).max() > 0:
-                    return is_part
+    parts = find_parts(vectors[looked_at], seed).argmax(axis=1)
+    counts, main = np.bincount(parts), np.bincount(parts[np.isin(looked_at, usual)]).argmax()
+    frequent = np.flatnonzero((counts >= MIN_SPIKES) & (np.arange(len(counts)) != main))
+    for part in frequent[np.argsort(-counts[frequent], kind="stable")]:
+        candidate = np.isin(rows, looked_at[parts == part]).astype("int64")
+        is_part = join_parts(vectors, sharpen_parts(vectors, candidate), threshold) == 1
+        if MIN_SPIKES <= is_part.sum() <= len(rows) / 2:
+            return is_part
     return np.zeros(len(rows), dtype=bool)

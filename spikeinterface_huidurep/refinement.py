@@ -123,7 +123,7 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     changes = _Changes()
     weights = (sizes / np.maximum([len(rows) for rows in members], 1))[unit_indices]
     _split_units(changes, residuals, members, _list_times(sorting), threshold, seed)
-    _uncover_neurons(changes, residuals, sorting.to_spike_vector(), weights, threshold, seed)
+    _uncover_neurons(changes, residuals, sorting.to_spike_vector(), sizes, weights, threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
         changes.replace([first, second], [(np.concatenate([members[first], members[second]]), lags)])
@@ -162,12 +162,9 @@ class _Changes:
 
 
 def _split_units(changes, residuals, members, times_s, threshold, seed):
-    # what correction leaves of drift looks like a neuron
-    shapes = None if residuals.is_drift_corrected() else residuals.find_shapes()
+    shapes = _find_shapes(residuals)
     for index, rows in enumerate(members):
-        channels = residuals.find_channels(index)
-        waveform = residuals.get_waveform(index, channels)[:, residuals.window]
-        whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
+        waveform, whitener = _get_waveform_and_whitener(residuals, index)
         spikes, all_times_s = residuals.read(rows, index), times_s[index]
         parts = split_unit(spikes, waveform, whitener, shapes, threshold, seed)
         if parts.max() == 0:
@@ -177,29 +174,36 @@ def _split_units(changes, residuals, members, times_s, threshold, seed):
             changes.replace([index], [(rows[parts == part], 0) for part in range(parts.max() + 1)])
 
 
-def _uncover_neurons(changes, residuals, spikes, weights, threshold, seed):
+def _uncover_neurons(changes, residuals, spikes, sizes, weights, threshold, seed):
     """Neurons of few spikes beside those of many; `weights` becomes how many spikes each that is taken stands for."""
-    shapes = None if residuals.is_drift_corrected() else residuals.find_shapes()
+    shapes = _find_shapes(residuals)
     if shapes is None:
         return
-    is_alone = find_lonely_spikes(spikes, residuals)
-    counts = np.bincount(spikes["unit_index"][is_alone], minlength=len(residuals.waveforms))
-    for index in np.flatnonzero(counts > MAX_SPIKES).tolist():
-        if index in changes.units:
+    for index in sorted(set(np.flatnonzero(sizes > MAX_SPIKES).tolist()) - changes.units):
+        rows = find_lonely_spikes(spikes, index, residuals)
+        if len(rows) <= MAX_SPIKES:
             continue
-        rows = np.flatnonzero((spikes["unit_index"] == index) & is_alone)
-        channels = residuals.find_channels(index)
-        waveform = residuals.get_waveform(index, channels)[:, residuals.window]
-        whitener = residuals.noise.make_whitener(channels, waveform.shape[1])
-        project = partial(residuals.apply, spike_indices=rows, unit_index=index)
-        is_hidden = find_hidden_neuron(project, waveform, whitener, shapes, MAX_SPIKES, threshold, seed)
+        waveform, whitener = _get_waveform_and_whitener(residuals, index)
+        apply_to_residuals = partial(residuals.apply, spike_indices=rows, unit_index=index)
+        is_hidden = find_hidden_neuron(apply_to_residuals, waveform, whitener, shapes, MAX_SPIKES, threshold, seed)
         if is_hidden.any():
             parts = rows[~is_hidden], rows[is_hidden]
             groups = [thin(part, MAX_SPIKES) for part in parts]
-            n_spikes_each = np.sum(spikes["unit_index"] == index) / len(rows)
             for part, group in zip(parts, groups, strict=True):
-                weights[group] = n_spikes_each * len(part) / len(group)
+                weights[group] = sizes[index] / len(rows) * len(part) / len(group)
             changes.replace([index], [(group, 0) for group in groups])
+
+
+def _find_shapes(residuals):
+    """`Residuals.find_shapes`; None where drift was corrected: what that leaves of it looks like a neuron."""
+    return None if residuals.is_drift_corrected() else residuals.find_shapes()
+
+
+def _get_waveform_and_whitener(residuals, unit_index):
+    """Template and whitener of a unit, as `splitting.split_unit` takes them."""
+    channels = residuals.find_channels(unit_index)
+    waveform = residuals.get_waveform(unit_index, channels)[:, residuals.window]
+    return waveform, residuals.noise.make_whitener(channels, waveform.shape[1])
 
 
 def _list_times(sorting):

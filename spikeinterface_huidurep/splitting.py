@@ -72,15 +72,32 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     max_separation = MAX_SEPARATION
     if shapes is not None and n_spikes < waveform.size and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
         vectors, max_separation = vectors @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
-    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
-    with threadpool_limits(1):
-        responsibilities = fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
+    responsibilities = find_parts(vectors, seed)
     parts = responsibilities.argmax(axis=1)
     likely = find_likely_neurons(vectors, parts, np.bincount(parts))
     if len(likely) < 2:
         return np.zeros(n_spikes, dtype="int64")
     parts = sharpen_parts(vectors, responsibilities[:, likely].argmax(axis=1))
     return join_parts(vectors, parts, threshold, max_separation)
+
+
+def find_parts(vectors, seed):
+    """
+    Parts that vectors may be of, by a mixture in the few dimensions in which they vary most.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    seed : int
+
+    Returns
+    -------
+    responsibilities : np.ndarray, float64, shape (n_spikes, n_parts)
+        Probability that each is of each part.
+    """
+    features = PCA(N_DIMS, svd_solver="randomized", random_state=seed).fit_transform(vectors).astype("float64")
+    with threadpool_limits(1):
+        return fit_mixture(features, MAX_PARTS, seed, N_STARTS).predict_proba(features)
 
 
 def find_differences(shapes, whitener):

@@ -174,8 +174,12 @@ def test_a_hidden_neuron_gets_a_unit_and_all_spikes_are_counted(matched, monkeyp
     """Every tenth spike of CLEAN that is alone; every second one is."""
     sorting, residuals, _ = matched
     is_alone = np.arange(len(sorting.to_spike_vector())) % 2 == 0
+
+    def find_every_second(spikes, unit_index, _):
+        return np.flatnonzero((spikes["unit_index"] == unit_index) & is_alone)
+
     monkeypatch.setattr(refinement, "MAX_SPIKES", 30)
-    monkeypatch.setattr(refinement, "find_lonely_spikes", lambda spikes, residuals: is_alone)
+    monkeypatch.setattr(refinement, "find_lonely_spikes", find_every_second)
     monkeypatch.setattr(Residuals, "find_shapes", lambda residuals: np.eye(2))
     monkeypatch.setattr(Residuals, "is_drift_corrected", lambda residuals: is_corrected)
     monkeypatch.setattr(refinement, "split_unit", lambda spikes, *_: np.zeros(len(spikes), "int64"))
