@@ -11,7 +11,9 @@ from numba.core.dispatcher import Dispatcher
 from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 from spikeinterface.sortingcomponents.peak_detection import locally_exclusive, matched_filtering
 
-MODULES = isosplit_isocut, locally_exclusive, matched_filtering  # those whose functions take seconds
+from spikeinterface_huidurep import overlaps
+
+MODULES = isosplit_isocut, locally_exclusive, matched_filtering, overlaps  # those whose functions take seconds
 
 
 def keep_compiled_functions():

@@ -7,6 +7,7 @@ from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 from spikeinterface.sortingcomponents.tools import clean_templates, compute_sparsity_from_peaks_and_label
 
 from spikeinterface_huidurep.collisions import find_single_spikes
+from spikeinterface_huidurep.overlaps import find_mixtures, resolve_overlaps
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
@@ -193,9 +194,12 @@ def match_templates(traces, templates, params, job_kwargs):
     Returns
     -------
     sorting : NumpySorting
-        Unit ids are those of the templates that fire at least at `min_firing_rate`.
+        Unit ids are those of the templates that fire at least at `min_firing_rate`, but for those of collisions.
     """
-    spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
+    spikes = find_spikes(traces, templates, job_kwargs)
+    mixtures = find_mixtures(traces, spikes, templates, job_kwargs)
+    if len(mixtures) > 0:
+        spikes = resolve_overlaps(traces, spikes, templates, job_kwargs, mixtures)
     labels = keep_frequent_units(
         templates.unit_ids[spikes["cluster_index"]].astype("int64"), traces.get_total_duration(), params
     )
@@ -204,6 +208,25 @@ def match_templates(traces, templates, params, job_kwargs):
         spikes["sample_index"][found], labels[found], spikes["segment_index"][found], traces.sampling_frequency
     )
     return sorting
+
+
+def find_spikes(traces, templates, job_kwargs):
+    """
+    Spikes of the templates, also where they overlap.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+    templates : spikeinterface.core.Templates
+    job_kwargs : dict
+
+    Returns
+    -------
+    spikes : np.ndarray, structured (sample_index, cluster_index, segment_index, ...), shape (n_spikes,)
+        Clusters are indices of templates.
+    """
+    spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
+    return resolve_overlaps(traces, spikes, templates, job_kwargs)
 
 
 def keep_lasting_units(traces, sorting, templates, n_spikes, made_of, job_kwargs):

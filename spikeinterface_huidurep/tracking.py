@@ -11,10 +11,9 @@ from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
-from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 
 from spikeinterface_huidurep.changes import Change, Changes, find_block
-from spikeinterface_huidurep.matching import keep_frequent_units, make_sorting
+from spikeinterface_huidurep.matching import find_spikes, keep_frequent_units, make_sorting
 from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.refinement import MAX_SPIKES
 from spikeinterface_huidurep.residuals import count_samples
@@ -170,7 +169,7 @@ def _match_block(traces, templates, block, job_kwargs):
     margin = 2 * templates.num_samples  # spikes beyond the ends of a block overlap those in it
     first, last = max(0, start - margin), min(traces.get_num_samples(segment), stop + margin)
     part = traces.select_segments([segment]).frame_slice(first, last)
-    spikes = find_spikes_from_templates(part, templates, method="wobble", job_kwargs=job_kwargs)
+    spikes = find_spikes(part, templates, job_kwargs)
     samples = spikes["sample_index"] + first
     inside = (samples >= start) & (samples < stop)
     return samples[inside], spikes["cluster_index"][inside], np.full(inside.sum(), segment)
