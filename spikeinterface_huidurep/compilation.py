@@ -7,13 +7,12 @@ keeps them on disk where it is told to: beside their source, or in the user's ca
 
 from contextlib import suppress
 
+import numba
 from numba.core.dispatcher import Dispatcher
 from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 from spikeinterface.sortingcomponents.peak_detection import locally_exclusive, matched_filtering
 
-from spikeinterface_huidurep import overlaps
-
-MODULES = isosplit_isocut, locally_exclusive, matched_filtering, overlaps  # those whose functions take seconds
+MODULES = isosplit_isocut, locally_exclusive, matched_filtering  # those whose functions take seconds
 
 
 def keep_compiled_functions():
@@ -21,5 +20,19 @@ def keep_compiled_functions():
     for module in MODULES:
         for function in vars(module).values():
             if isinstance(function, Dispatcher):
-                with suppress(RuntimeError):  # no such folder
-                    function.enable_caching()
+                _keep(function)
+
+
+def compile_function(**options):
+    """`numba.njit` that keeps what it compiles, if there is a folder to write to."""
+
+    def decorate(function):
+        return _keep(numba.njit(**options)(function))
+
+    return decorate
+
+
+def _keep(dispatcher):
+    with suppress(RuntimeError):  # no such folder
+        dispatcher.enable_caching()
+    return dispatcher

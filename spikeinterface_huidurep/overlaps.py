@@ -10,12 +10,14 @@ A cluster of collisions makes a template that fits them at once, a mixture. It g
 templates explain its spikes better.
 """
 
-import numba
+from typing import NamedTuple
+
 import numpy as np
 from spikeinterface.core import ms_to_samples
 from spikeinterface.core.node_pipeline import run_node_pipeline
 from spikeinterface.sortingcomponents.matching.base import BaseTemplateMatching
 
+from spikeinterface_huidurep.compilation import compile_function
 from spikeinterface_huidurep.merging import thin
 
 MIN_SCORE = 50.0  # by which a spike has to make the squares of what is left smaller, as for matching
@@ -70,7 +72,7 @@ def find_mixtures(traces, spikes, templates, job_kwargs):
     if len(candidates) == 0:
         return candidates
     rows = [thin(np.flatnonzero(spikes["cluster_index"] == candidate), N_TESTED) for candidate in candidates]
-    node = TestSpikes(traces, templates, spikes, np.concatenate(rows))
+    node = MeasureGains(traces, templates, spikes, np.concatenate(rows))
     tested = run_node_pipeline(traces, [node], job_kwargs=job_kwargs, job_name="mixtures")
     gains = np.array([np.median(tested["amplitude"][tested["cluster_index"] == index]) for index in candidates])
     return candidates[gains > 0]
@@ -81,7 +83,7 @@ class ResolveOverlaps(BaseTemplateMatching):
 
     def __init__(self, recording, templates, spikes, mixtures=()):
         BaseTemplateMatching.__init__(self, recording, templates)
-        self.samples, self.units = spikes["sample_index"].copy(), spikes["cluster_index"].astype("int64")
+        self.samples, self.units = (spikes[name].astype("int64") for name in ("sample_index", "cluster_index"))
         self.edges = np.searchsorted(spikes["segment_index"], np.arange(recording.get_num_segments() + 1))
         self.is_mixture = np.isin(np.arange(len(templates.unit_ids)), mixtures)
         self.bank = make_bank(templates)
@@ -109,7 +111,7 @@ class ResolveOverlaps(BaseTemplateMatching):
 
     def compute_matching(self, traces, start_frame, end_frame, segment_index):
         _, starts, units = self.read_spikes(start_frame, end_frame, segment_index)
-        left = np.ascontiguousarray(traces.T)
+        left = copy_traces(traces)
         starts, units = _resolve(left, starts, units, self.is_mixture, self.bank)
         return self.make_spikes(starts, units)
 
@@ -119,7 +121,7 @@ class ResolveOverlaps(BaseTemplateMatching):
         return spikes[np.argsort(starts, kind="stable")]
 
 
-class TestSpikes(ResolveOverlaps):
+class MeasureGains(ResolveOverlaps):
     """By how much spikes are explained better without the template of their unit: in the field "amplitude"."""
 
     def __init__(self, recording, templates, spikes, tested):
@@ -133,10 +135,15 @@ class TestSpikes(ResolveOverlaps):
         tested = np.flatnonzero(self.is_tested[rows] & is_inside)
         spikes = self.make_spikes(starts[tested], units[tested])
         if len(tested) > 0:
-            left = np.ascontiguousarray(traces.T)
+            left = copy_traces(traces)
             _take_away(left, starts, units, self.bank)
             spikes["amplitude"] = [_measure_gain(left, starts, units, index, self.bank) for index in tested]
         return spikes
+
+
+def copy_traces(traces):
+    """Traces (n_samples, n_channels) as the compiled functions change them in place: (n_channels, n_samples)."""
+    return np.array(traces.T, order="C")
 
 
 def find_candidates(templates, counts):
@@ -146,28 +153,55 @@ def find_candidates(templates, counts):
     spectra = np.fft.rfft(waveforms / norms[:, None, None], 2 * templates.num_samples, axis=1)
     candidates = []
     for unit in np.flatnonzero(counts):
-        others, spectrum = np.flatnonzero(counts > counts[unit]), spectra[unit]
-        products = np.fft.irfft(np.sum(spectra[others] * spectrum.conj(), axis=2), axis=1)
+        others, channels = np.flatnonzero(counts > counts[unit]), np.flatnonzero(np.any(waveforms[unit], axis=0))
+        own = spectra[unit][:, channels].conj()
+        products = np.fft.irfft(np.einsum("utc,tc->ut", spectra[others][:, :, channels], own), axis=1)
         if products.max(initial=0) >= MIN_COSINE:
             candidates.append(unit)
     return np.array(candidates, dtype="int64")
 
 
+class Bank(NamedTuple):
+    """What the compiled functions take of templates."""
+
+    waveforms: np.ndarray
+    """float32 (n_units, n_channels, n_samples)."""
+    energies: np.ndarray
+    """float32 (n_units,): within the window."""
+    tolerances: np.ndarray
+    """float32 (n_units,): energy of what a spike half a sample off leaves."""
+    channels: np.ndarray
+    """int64 (n_units, n_channels): those of each template first."""
+    n_channels: np.ndarray
+    """int64 (n_units,)."""
+    rivals: np.ndarray
+    """int64 (n_units, n_units): templates that may be mistaken for each, first; itself among them."""
+    n_rivals: np.ndarray
+    """int64 (n_units,)."""
+    window: tuple
+    """First sample that is compared, and the one after the last."""
+    max_lag: int
+
+
 def make_bank(templates):
-    """What the compiled functions take of templates: a tuple of arrays."""
-    waveforms = np.ascontiguousarray(templates.get_dense_templates().transpose(0, 2, 1), dtype="float32")  # (u, c, t)
+    """Bank of templates."""
+    waveforms = np.ascontiguousarray(templates.get_dense_templates().transpose(0, 2, 1), dtype="float32")
     n_before, n_after = (ms_to_samples(ms, templates.sampling_frequency) for ms in (MS_BEFORE, MS_AFTER))
-    window = np.array([max(0, templates.nbefore - n_before), min(waveforms.shape[2], templates.nbefore + n_after)])
-    seen = waveforms[:, :, window[0] : window[1]]
-    energies = np.sum(seen**2, axis=(1, 2))
-    half_later = 0.5 * (seen[:, :, 1:] + seen[:, :, :-1]) - seen[:, :, 1:]
-    tolerances = np.sum(half_later**2, axis=(1, 2))
+    window = max(0, templates.nbefore - n_before), min(templates.num_samples, templates.nbefore + n_after)
+    seen = waveforms[:, :, slice(*window)]
     norms = np.sqrt(np.sum(seen**2, axis=2))
+    energies = np.sum(norms**2, axis=1)
+    half_off = 0.5 * np.diff(seen, axis=2)
     overlaps = (norms @ norms.T) / np.sqrt(np.outer(energies, energies))
-    channels, n_channels = _list_rows(np.any(waveforms != 0, axis=2))
-    rivals, n_rivals = _list_rows(overlaps >= MIN_OVERLAP)
-    max_lag = ms_to_samples(MAX_LAG_MS, templates.sampling_frequency)
-    return waveforms, energies, tolerances, channels, n_channels, rivals, n_rivals, window, max_lag
+    return Bank(
+        waveforms,
+        energies,
+        np.sum(half_off**2, axis=(1, 2)),
+        *_list_rows(np.any(waveforms != 0, axis=2)),
+        *_list_rows(overlaps >= MIN_OVERLAP),
+        window,
+        ms_to_samples(MAX_LAG_MS, templates.sampling_frequency),
+    )
 
 
 def _list_rows(mask):
@@ -179,56 +213,52 @@ def _list_rows(mask):
     return indices, counts
 
 
-@numba.njit(fastmath=True)
+@compile_function(fastmath=True)
 def _add(left, start, unit, sign, bank):
-    waveforms, channels, n_channels = bank[0], bank[3], bank[4]
-    for channel in channels[unit, : n_channels[unit]]:
-        waveform = waveforms[unit, channel]
+    for channel in bank.channels[unit, : bank.n_channels[unit]]:
+        waveform = bank.waveforms[unit, channel]
         values = left[channel, start : start + len(waveform)]
         for sample in range(len(waveform)):
             values[sample] += sign * waveform[sample]
 
 
-@numba.njit(fastmath=True)
+@compile_function(fastmath=True)
 def _score(left, start, unit, bank):
     """By how much a spike makes the squares of what is left smaller."""
-    waveforms, energies, channels, n_channels, window = bank[0], bank[1], bank[3], bank[4], bank[7]
-    if start < 0 or start + waveforms.shape[2] > left.shape[1]:
+    if start < 0 or start + bank.waveforms.shape[2] > left.shape[1]:
         return -np.inf
-    product = np.float32(0)
-    for channel in channels[unit, : n_channels[unit]]:
-        waveform = waveforms[unit, channel, window[0] : window[1]]
-        values = left[channel, start + window[0] : start + window[1]]
+    product, (first, last) = np.float32(0), bank.window
+    for channel in bank.channels[unit, : bank.n_channels[unit]]:
+        waveform = bank.waveforms[unit, channel, first:last]
+        values = left[channel, start + first : start + last]
         for sample in range(len(waveform)):
             product += values[sample] * waveform[sample]
-    return 2 * product - energies[unit]
+    return 2 * product - bank.energies[unit]
 
 
-@numba.njit
+@compile_function()
 def _take_away(left, starts, units, bank):
     for index in range(len(starts)):
         _add(left, starts[index], units[index], -1.0, bank)
 
 
-@numba.njit
+@compile_function()
 def _find_unexplained(left, starts, units, bank):
     """Which spikes leave more than noise, or explain less than a spike should."""
-    energies, tolerances, channels, n_channels, window = bank[1], bank[2], bank[3], bank[4], bank[7]
-    is_unexplained = np.zeros(len(starts), dtype=np.bool_)
+    is_unexplained, (first, last) = np.zeros(len(starts), dtype=np.bool_), bank.window
     for index in range(len(starts)):
         unit, start, energy = units[index], starts[index], 0.0
-        for channel in channels[unit, : n_channels[unit]]:
-            for value in left[channel, start + window[0] : start + window[1]]:
+        for channel in bank.channels[unit, : bank.n_channels[unit]]:
+            for value in left[channel, start + first : start + last]:
                 energy += value**2
-        n_values = n_channels[unit] * (window[1] - window[0])
-        explained = _score(left, start, unit, bank) + 2 * energies[unit]  # with its template put back
-        is_unexplained[index] = (
-            energy > n_values + MAX_EXCESS * np.sqrt(2.0 * n_values) or explained < MIN_SCORE - tolerances[unit]
-        )
+        n_values = bank.n_channels[unit] * (last - first)
+        leaves_more = energy > n_values + MAX_EXCESS * np.sqrt(2.0 * n_values)
+        explained = _score(left, start, unit, bank) + 2 * bank.energies[unit]  # with its template put back
+        is_unexplained[index] = leaves_more or explained < MIN_SCORE - bank.tolerances[unit]
     return is_unexplained
 
 
-@numba.njit
+@compile_function()
 def _find_lag(left, start, unit, max_lag, bank):
     """Lag at which a spike of a unit explains most of what is left, and how much."""
     best, best_lag = -np.inf, 0
@@ -239,12 +269,11 @@ def _find_lag(left, start, unit, max_lag, bank):
     return best, best_lag
 
 
-@numba.njit
+@compile_function()
 def _find_rival(left, start, unit, is_mixture, max_lag, bank):
     """The other unit of which a spike explains most of what is left, its lag, and how much; -1 if there is none."""
-    rivals, n_rivals = bank[5], bank[6]
     best, best_unit, best_lag = -np.inf, -1, 0
-    for rival in rivals[unit, : n_rivals[unit]]:
+    for rival in bank.rivals[unit, : bank.n_rivals[unit]]:
         if rival != unit and not is_mixture[rival]:
             score, lag = _find_lag(left, start, rival, max_lag, bank)
             if score > best:
@@ -252,14 +281,19 @@ def _find_rival(left, start, unit, is_mixture, max_lag, bank):
     return best, best_unit, best_lag
 
 
-@numba.njit
+@compile_function()
+def _find_near(starts, start, bank):
+    """Which spikes overlap one within the window."""
+    return np.abs(starts - start) < bank.window[1] - bank.window[0]
+
+
+@compile_function()
 def _refit(left, starts, units, is_awake, is_mixture, bank):
     """
     Put the spikes that are awake back one by one, and take them away where and as what they fit best.
 
     Units become -1 where none fits. No spike that is awake stays of a mixture.
     """
-    tolerances, window, max_lag = bank[2], bank[7], bank[8]
     for _ in range(MAX_SWEEPS):
         has_changed = False
         for index in range(len(starts)):
@@ -270,12 +304,12 @@ def _refit(left, starts, units, is_awake, is_mixture, bank):
             _add(left, starts[index], unit, 1.0, bank)
             best, best_unit, lag = -np.inf, -1, 0
             if not is_mixture[unit]:
-                best, lag = _find_lag(left, starts[index], unit, max_lag, bank)
+                best, lag = _find_lag(left, starts[index], unit, bank.max_lag, bank)
                 best_unit = unit
-            rival_score, rival, rival_lag = _find_rival(left, starts[index], unit, is_mixture, max_lag, bank)
-            if rival_score > best + tolerances[unit]:
+            rival_score, rival, rival_lag = _find_rival(left, starts[index], unit, is_mixture, bank.max_lag, bank)
+            if rival_score > best + bank.tolerances[unit]:
                 best, best_unit, lag = rival_score, rival, rival_lag
-            if best < MIN_SCORE - tolerances[unit]:
+            if best < MIN_SCORE - bank.tolerances[unit]:
                 best_unit, lag = -1, 0
             units[index] = best_unit
             starts[index] += lag
@@ -283,32 +317,31 @@ def _refit(left, starts, units, is_awake, is_mixture, bank):
                 _add(left, starts[index], best_unit, -1.0, bank)
             if best_unit != unit or lag != 0:
                 has_changed = True
-                is_awake |= np.abs(starts - starts[index]) < window[1] - window[0]
+                is_awake |= _find_near(starts, starts[index], bank)
         if not has_changed:
             break
 
 
-@numba.njit
+@compile_function()
 def _add_rival(left, starts, units, start, unit, is_mixture, bank):
     """Whether a spike of another unit is left where one of a unit was taken out; it gets the first free place."""
-    reach = bank[7][1] - bank[7][0]
-    score, rival, lag = _find_rival(left, start, unit, is_mixture, reach // 2, bank)
+    score, rival, lag = _find_rival(left, start, unit, is_mixture, (bank.window[1] - bank.window[0]) // 2, bank)
     if score < MIN_SCORE:
         return False
     free = np.flatnonzero(units < 0)[0]
     starts[free], units[free] = start + lag, rival
     _add(left, start + lag, rival, -1.0, bank)
-    _refit(left, starts, units, np.abs(starts - starts[free]) < reach, is_mixture, bank)
+    _refit(left, starts, units, _find_near(starts, start + lag, bank), is_mixture, bank)
     return True
 
 
-@numba.njit
+@compile_function()
 def _extend(values, n_more, fill):
     """Values and as many more."""
     return np.concatenate((values, np.full(n_more, fill, dtype=values.dtype)))
 
 
-@numba.njit
+@compile_function()
 def _resolve(left, starts, units, is_mixture, bank):
     """Spikes (starts, units) that explain traces better than those given; `left` becomes what they leave."""
     _take_away(left, starts, units, bank)
@@ -324,15 +357,15 @@ def _resolve(left, starts, units, is_mixture, bank):
     return new_starts[new_units >= 0], new_units[new_units >= 0]
 
 
-@numba.njit
+@compile_function()
 def _measure_gain(left, starts, units, tested, bank):
     """What the unit of a spike adds to the squares of what is left and MIN_SCORE for every spike, both fitted anew."""
-    n_samples, window, unit = bank[0].shape[2], bank[7], units[tested]
-    first, last = starts[tested] - n_samples, starts[tested] + 2 * n_samples
-    is_near = np.abs(starts - starts[tested]) < window[1] - window[0]
+    n_units, _, n_samples = bank.waveforms.shape
+    unit, first, last = units[tested], starts[tested] - n_samples, starts[tested] + 2 * n_samples
+    is_near = _find_near(starts, starts[tested], bank)
     near_starts, near_units = _extend(starts[is_near] - first, MAX_ADDED, 0), _extend(units[is_near], MAX_ADDED, -1)
     local = left[:, first:last].copy()
-    is_mixture = np.zeros(len(bank[0]), dtype=np.bool_)
+    is_mixture = np.zeros(n_units, dtype=np.bool_)
     _refit(local, near_starts, near_units, np.ones(len(near_starts), dtype=np.bool_), is_mixture, bank)
     with_unit = _measure_cost(local, near_units)
     is_mixture[unit] = True
@@ -345,6 +378,6 @@ def _measure_gain(left, starts, units, tested, bank):
     return with_unit - without
 
 
-@numba.njit
+@compile_function()
 def _measure_cost(left, units):
     return np.sum(left**2) + MIN_SCORE * np.sum(units >= 0)

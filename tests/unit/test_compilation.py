@@ -6,7 +6,7 @@ import sys
 
 from spikeinterface.sortingcomponents.clustering import isosplit_isocut
 
-from spikeinterface_huidurep.compilation import keep_compiled_functions
+from spikeinterface_huidurep.compilation import compile_function, keep_compiled_functions
 
 CALL_ONE = """
 import numpy as np
@@ -37,3 +37,4 @@ def test_without_a_folder_to_write_to_functions_are_compiled_as_ever(monkeypatch
     monkeypatch.setattr(type(isosplit_isocut.isocut), "enable_caching", refuse)
     keep_compiled_functions()
     assert isosplit_isocut.isocut in asked
+    assert compile_function(fastmath=True)(lambda value: value + 1)(2) == 3

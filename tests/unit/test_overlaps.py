@@ -109,6 +109,18 @@ def test_spikes_of_all_segments_and_at_their_ends_are_kept():
     assert resolved["segment_index"].tolist() == segments.tolist()
 
 
+def test_traces_of_one_channel_stay_as_they_are():
+    waveform = FIRST[:, 2:3]
+    noise = np.random.default_rng(0).normal(size=(3_000, 1)).astype("float32")
+    noise[500 - N_BEFORE : 500 - N_BEFORE + N_SAMPLES] += waveform
+    recording = NumpyRecording([noise.copy()], SAMPLING_FREQUENCY)
+    recording.set_dummy_probe_from_locations(np.zeros((1, 2)))
+    spikes = make_spikes(np.array([502]), 0)
+    resolved = resolve_overlaps(recording, spikes, make_templates(recording, [waveform]), JOB_KWARGS)
+    assert resolved["sample_index"].tolist() == [500]
+    assert np.array_equal(recording.get_traces(), noise)
+
+
 def test_no_spikes_stay_none(collisions):
     recording, _, _ = collisions
     spikes = make_spikes(np.zeros(0, dtype=int), 0)
