@@ -155,7 +155,7 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         sorting, templates, _, assignment = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
         if len(sorting.unit_ids) == 0:
             return _find_nothing("the spikes found confirm none of the templates", traces)
-        neurons, spikes, posteriors, _, is_true = assignment
+        neurons, spikes, posteriors, is_true = assignment
         move_inside(spikes, traces)
         labels = np.where(is_true, neurons[spikes["unit_index"]], -1)
     else:
@@ -185,7 +185,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
     Match the templates, look again at the units found and for missed ones, and match again while some change.
 
-    Units whose spikes are probably of others have taken them from these: they are matched again without.
+    Units that turn out to be leftovers, or whose spikes are probably of others, may have taken spikes from these: they
+    are matched again without them.
 
     Returns
     -------
@@ -228,25 +229,19 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     units = follow_units(traces, sorting, templates, residuals, params, spikes_folder / "followed", job_kwargs, clock)
     assignment = assign_neurons(*units, traces)
     sorting, templates, _ = units
-    uncertain = find_uncertain_units(sorting, assignment)
-    if len(uncertain) in (0, len(sorting.unit_ids)):
+    _, spikes, _, is_true = assignment
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    has_stayed = spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
+    true_units = sorting.unit_ids[np.unique(unit_indices[is_true & has_stayed])]
+    if len(true_units) in (0, len(sorting.unit_ids)):
         return *units, assignment
     shutil.rmtree(spikes_folder, ignore_errors=True)
-    templates = templates.select_units(np.setdiff1d(sorting.unit_ids, uncertain))
+    templates = templates.select_units(true_units)
     sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
-    clock.log("match", f"{len(sorting.to_spike_vector())} spikes without {len(uncertain)} units of those of others")
+    clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs)
     units = follow_units(traces, *placed, params, spikes_folder / "followed", job_kwargs, clock)
     return *units, assign_neurons(*units, traces)
-
-
-def find_uncertain_units(sorting, assignment):
-    """Ids of the units whose spikes are probably of others; no leftovers, which would become those of others."""
-    _, spikes, _, is_own, is_certain = assignment
-    unit_indices = sorting.to_spike_vector()["unit_index"]
-    has_stayed = spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
-    own, certain = (sorting.unit_ids[np.unique(unit_indices[has_stayed & kept])] for kept in (is_own, is_certain))
-    return np.setdiff1d(own, certain)
 
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
@@ -318,17 +313,15 @@ def assign_neurons(sorting, templates, residuals, traces):
         See `confidence.assign_spikes`.
     posteriors : np.ndarray, float32, shape (n_spikes,)
         Probability that each spike belongs to the unit it has now.
-    is_own : np.ndarray, bool, shape (n_spikes,)
-        Neither a leftover nor twice in its neuron.
     is_true : np.ndarray, bool, shape (n_spikes,)
-        Not of a neuron whose spikes are probably of others either.
+        Neither a leftover, nor twice in its neuron, nor of a neuron whose spikes are probably of others.
     """
-    neurons, shares, is_own = find_neurons(sorting, templates, residuals, traces)
+    neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     if residuals is None:
-        return neurons, sorting.to_spike_vector(), shares, is_own, is_own
+        return neurons, sorting.to_spike_vector(), shares, is_true
     spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, traces.get_total_duration())
-    labels = np.where(is_own & ~is_repeated, neurons[spikes["unit_index"]], -1)
-    return neurons, spikes, posteriors, labels >= 0, keep_certain_units(labels, posteriors) >= 0
+    labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
+    return neurons, spikes, posteriors, keep_certain_units(labels, posteriors) >= 0
 
 
 def find_neurons(sorting, templates, residuals, traces):

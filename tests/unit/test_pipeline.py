@@ -250,34 +250,24 @@ def test_units_that_lose_all_spikes_when_they_are_followed(three_neurons, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "uncertain, leftovers, share, kept",
-    [
-        ([], [], 1, [0, 1, 2, 5]),
-        ([5], [], 1, [0, 1, 2]),
-        ([5], [], 0.5, [0, 1, 2, 5]),
-        ([0, 1, 2, 5], [], 1, [0, 1, 2, 5]),
-        ([], [5], 1, [0, 1, 2, 5]),
-    ],
+    "leftovers, share, kept",
+    [([], 1, [0, 1, 2, 5]), ([5], 1, [0, 1, 2]), ([5], 0.5, [0, 1, 2, 5]), ([0, 1, 2, 5], 1, [0, 1, 2, 5])],
 )
-def test_units_are_matched_again_without_uncertain_ones(
-    three_neurons, tmp_path, monkeypatch, uncertain, leftovers, share, kept
-):
-    """Half of the spikes of neuron 0 went to unit 5, and come back when this is uncertain, but no leftover."""
+def test_units_are_matched_again_without_leftovers(three_neurons, tmp_path, monkeypatch, leftovers, share, kept):
+    """Half of the spikes of neuron 0 went to unit 5, and come back when this is taken for leftovers."""
     _, peaks, neurons = three_neurons
     labels = np.where((neurons == 0) & (np.arange(len(neurons)) % 2 == 0), 5, neurons)
     unchanged = SimpleNamespace(replaced=[], n_spikes={}, add=lambda *_: unchanged)
 
-    def doubt(sorting, *_):
+    def take_for_leftovers(sorting, *_):
+        is_leftover = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
+        is_true = ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
         spikes = sorting.to_spike_vector().copy()
-        ids = sorting.unit_ids[spikes["unit_index"]]
-        is_own = ~np.isin(ids, leftovers)
-        is_doubtful = np.isin(ids, uncertain)
-        is_true = is_own & (~is_doubtful | (np.arange(len(ids)) >= share * len(ids)))
-        spikes["unit_index"][np.argmax(~is_doubtful)] = np.argmax(np.isin(sorting.unit_ids, uncertain))  # it was given
-        return None, spikes, None, is_own, is_true
+        spikes["unit_index"][np.argmax(~is_leftover)] = np.argmax(np.isin(sorting.unit_ids, leftovers))  # it was given
+        return None, spikes, None, is_true
 
     monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
-    monkeypatch.setattr(pipeline, "assign_neurons", doubt)
+    monkeypatch.setattr(pipeline, "assign_neurons", take_for_leftovers)
     sorting, templates, residuals = find_units_of(three_neurons, labels, tmp_path)
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
     assert_residuals_are_noise(residuals, sorting)
