@@ -217,7 +217,9 @@ def find_spikes(traces, templates, job_kwargs):
     Parameters
     ----------
     traces : BaseRecording
+        In multiples of the noise SD.
     templates : spikeinterface.core.Templates
+        In the same unit.
     job_kwargs : dict
 
     Returns

@@ -273,6 +273,25 @@ def find_lag(first, second):
     return int(np.argmin(differences)) - MAX_LAG, float(min(differences))
 
 
+def correlate(waveform, others):
+    """
+    Inner products of a waveform and others at every shift.
+
+    Parameters
+    ----------
+    waveform : np.ndarray, float32, shape (n_samples, n_channels)
+    others : np.ndarray, float32, shape (n_others, n_samples, n_channels)
+
+    Returns
+    -------
+    products : np.ndarray, float, shape (n_others, 2 * n_samples)
+        At `[:, shift]`, also of negative shifts, of `waveform[t]` and `others[:, t - shift]`.
+    """
+    n_fft = 2 * len(waveform)
+    spectrum, spectra = np.fft.rfft(waveform, n_fft, axis=0), np.fft.rfft(others, n_fft, axis=1)
+    return np.fft.irfft((spectrum * spectra.conj()).sum(axis=2), n_fft, axis=1)
+
+
 def find_centres(waveforms, locations_um):
     """Centres of mass of squared peak-to-peak amplitudes: (n_units, n_samples, n_channels) to (n_units, 2) in um."""
     weights = np.ptp(waveforms, axis=1) ** 2

@@ -16,11 +16,12 @@ import numpy as np
 from spikeinterface.core import ms_to_samples
 from spikeinterface.core.node_pipeline import run_node_pipeline
 from spikeinterface.sortingcomponents.matching.base import BaseTemplateMatching
+from spikeinterface.sortingcomponents.matching.wobble import WobbleParameters
 
 from spikeinterface_huidurep.compilation import compile_function
-from spikeinterface_huidurep.merging import thin
+from spikeinterface_huidurep.merging import correlate, thin
 
-MIN_SCORE = 50.0  # by which a spike has to make the squares of what is left smaller, as for matching
+MIN_SCORE = float(WobbleParameters.threshold)  # by which a spike makes the squares of what is left smaller
 MS_BEFORE, MS_AFTER = 0.8, 1.3  # of a template that are compared
 MAX_LAG_MS = 0.13  # that a spike is moved at a time
 MIN_OVERLAP = 0.5  # of two templates, as far as their channels tell, of which one may be mistaken for the other
@@ -42,6 +43,7 @@ def resolve_overlaps(traces, spikes, templates, job_kwargs, mixtures=()):
     spikes : np.ndarray, structured (sample_index, cluster_index, segment_index, ...), shape (n_spikes,)
         What matching found in them, in the order of time; clusters are indices of templates.
     templates : spikeinterface.core.Templates
+        In the same unit.
     job_kwargs : dict
     mixtures : sequence of int, default: ()
         Templates that are to explain no spike; those of the others take the place of theirs.
@@ -150,13 +152,11 @@ def find_candidates(templates, counts):
     """Templates that are like one of more spikes, at some time: indices, int64."""
     waveforms = templates.get_dense_templates().astype("float32")
     norms = np.linalg.norm(waveforms, axis=(1, 2))
-    spectra = np.fft.rfft(waveforms / norms[:, None, None], 2 * templates.num_samples, axis=1)
     candidates = []
     for unit in np.flatnonzero(counts):
         others, channels = np.flatnonzero(counts > counts[unit]), np.flatnonzero(np.any(waveforms[unit], axis=0))
-        own = spectra[unit][:, channels].conj()
-        products = np.fft.irfft(np.einsum("utc,tc->ut", spectra[others][:, :, channels], own), axis=1)
-        if products.max(initial=0) >= MIN_COSINE:
+        products = correlate(waveforms[unit][:, channels], waveforms[others][:, :, channels])
+        if np.any(products.max(axis=1) >= MIN_COSINE * norms[unit] * norms[others]):
             candidates.append(unit)
     return np.array(candidates, dtype="int64")
 

@@ -10,7 +10,7 @@ template of the neuron, at another time: most often its largest extremum is not 
 import numpy as np
 
 from spikeinterface_huidurep.linking import locate_templates
-from spikeinterface_huidurep.merging import shift_waveforms
+from spikeinterface_huidurep.merging import correlate, shift_waveforms
 
 MAX_DISTANCE_UM = 250.0  # between the centre of a template and those that it is made of
 MAX_SHIFT_MS = 1.5  # between the two spikes of a collision
@@ -113,10 +113,7 @@ def subtract_best(waveform, others, max_shift):
     shifts : np.ndarray, int, shape (n_others,)
         `waveform[t]` is like `others[t - shift]`.
     """
-    n_samples = len(waveform)
-    spectrum = np.fft.rfft(waveform, 2 * n_samples, axis=0)
-    spectra = np.fft.rfft(others, 2 * n_samples, axis=1)
-    products = np.fft.irfft((spectrum * spectra.conj()).sum(axis=2), 2 * n_samples, axis=1)
+    products = correlate(waveform, others)
     shifts = np.arange(-max_shift, max_shift + 1)
     best = products[:, shifts].argmax(axis=1)
     product = products[np.arange(len(others)), shifts[best]]

@@ -11,6 +11,7 @@ from spikeinterface_huidurep.merging import (
     MAX_LAG,
     MAX_VARIATION_SPIKES,
     _Clusters,
+    correlate,
     dip_score,
     equalize_variation,
     find_lag,
@@ -374,3 +375,13 @@ def test_each_waveform_is_shifted_by_its_own_lag():
     waveforms, lags = np.random.default_rng(0).normal(size=(40, 3, 20)), np.random.default_rng(1).integers(-4, 5, 40)
     wanted = [shift_waveforms(waveform, lag) for waveform, lag in zip(waveforms, lags, strict=True)]
     np.testing.assert_array_equal(shift_each(waveforms, lags), wanted)
+
+
+def test_products_at_every_shift():
+    rng = np.random.default_rng(0)
+    waveform, others = rng.normal(size=(12, 3)), rng.normal(size=(2, 12, 3))
+    products = correlate(waveform, others)
+    for shift in range(-11, 12):
+        later = np.arange(max(0, shift), 12 + min(0, shift))
+        expected = np.sum(waveform[later] * others[:, later - shift], axis=(1, 2))
+        np.testing.assert_allclose(products[:, shift], expected, atol=1e-9)
