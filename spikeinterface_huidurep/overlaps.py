@@ -118,6 +118,7 @@ class ResolveOverlaps(BaseTemplateMatching):
         return self.make_spikes(starts, units)
 
     def make_spikes(self, starts, units):
+        """What a node of matching returns, in the order of time, of `starts` and `units` as `read_spikes` has them."""
         spikes = np.zeros(len(starts), dtype=self.get_dtype())
         spikes["sample_index"], spikes["cluster_index"] = starts + self.templates.nbefore, units
         return spikes[np.argsort(starts, kind="stable")]
@@ -149,7 +150,20 @@ def copy_traces(traces):
 
 
 def find_candidates(templates, counts):
-    """Templates that are like one of more spikes, at some time: indices, int64."""
+    """
+    Templates that are like one of more spikes, at some time.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+    counts : np.ndarray, int64, shape (n_units,)
+        Spikes of each.
+
+    Returns
+    -------
+    candidates : np.ndarray, int64
+        Indices of templates; none of those without spikes.
+    """
     waveforms = templates.get_dense_templates().astype("float32")
     norms = np.linalg.norm(waveforms, axis=(1, 2))
     candidates = []
@@ -181,6 +195,7 @@ class Bank(NamedTuple):
     window: tuple
     """First sample that is compared, and the one after the last."""
     max_lag: int
+    """Samples."""
 
 
 def make_bank(templates):
