@@ -143,6 +143,11 @@ def find_echoes(sorting, norms, neurons):
     return is_echo
 
 
+def is_leftover(shares):
+    """Which spikes are leftovers, by the `shares` (n_spikes,) of `find_true_shares`."""
+    return shares < MIN_TRUE
+
+
 def find_true_spikes(sorting, shares, shares_of_unit, is_echo):
     """
     Which spikes are neither leftovers nor of a unit that is mostly made of them, or an echo.
@@ -162,7 +167,7 @@ def find_true_spikes(sorting, shares, shares_of_unit, is_echo):
     is_true : np.ndarray, bool, shape (n_spikes,)
     """
     unit_indices = sorting.to_spike_vector()["unit_index"]
-    is_true = shares >= MIN_TRUE
+    is_true = ~is_leftover(shares)
     n_true = np.bincount(unit_indices, weights=is_true * shares_of_unit, minlength=len(is_echo))
     is_unit = (n_true >= MIN_TRUE_OF_UNIT * np.bincount(unit_indices, minlength=len(is_echo))) & ~is_echo
     return is_true & is_unit[unit_indices]

@@ -1,6 +1,7 @@
 """Templates of the units, and the spikes that match them."""
 
 import numpy as np
+from numpy.lib.recfunctions import rename_fields
 from spikeinterface.core import NumpySorting, Templates, estimate_templates_with_accumulator, ms_to_samples
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
@@ -229,6 +230,39 @@ def find_spikes(traces, templates, job_kwargs):
     """
     spikes = find_spikes_from_templates(traces, templates, method="wobble", job_kwargs=job_kwargs)
     return resolve_overlaps(traces, spikes, templates, job_kwargs)
+
+
+def keep_units(traces, sorting, templates, unit_indices, is_leftover, job_kwargs):
+    """
+    Leave out all other units; of their spikes those that are no leftovers are given back to the units kept.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    sorting : NumpySorting
+        What matching found in them.
+    templates : spikeinterface.core.Templates
+        Of its units.
+    unit_indices : np.ndarray, int64, shape (n_kept,)
+        Of the units kept.
+    is_leftover : np.ndarray, bool, shape (n_spikes,)
+    job_kwargs : dict
+
+    Returns
+    -------
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+        Of its units.
+    """
+    spikes = sorting.to_spike_vector()
+    left_out = np.setdiff1d(np.arange(len(sorting.unit_ids)), unit_indices)
+    spikes = spikes[~(is_leftover & np.isin(spikes["unit_index"], left_out))]
+    spikes = rename_fields(spikes, {"unit_index": "cluster_index"})
+    spikes = resolve_overlaps(traces, spikes, templates, job_kwargs, left_out)
+    labels = templates.unit_ids[spikes["cluster_index"]]
+    sorting, _ = make_sorting(spikes["sample_index"], labels, spikes["segment_index"], traces.sampling_frequency)
+    return sorting, templates.select_units(sorting.unit_ids)
 
 
 def keep_lasting_units(traces, sorting, templates, n_spikes, made_of, job_kwargs):

@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from spikeinterface.core import NumpySorting
@@ -26,6 +27,7 @@ from spikeinterface_huidurep.leftovers import (
     find_echoes,
     find_true_shares,
     find_true_spikes,
+    is_leftover,
 )
 from spikeinterface_huidurep.linking import concatenate_times, join_fragments, link_fragments
 from spikeinterface_huidurep.matching import (
@@ -33,6 +35,7 @@ from spikeinterface_huidurep.matching import (
     keep_confirmed_units,
     keep_frequent_units,
     keep_lasting_units,
+    keep_units,
     make_sorting,
     match_templates,
     move_inside,
@@ -155,9 +158,9 @@ def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):
         sorting, templates, _, assignment = find_units(traces, clusters, templates, params, folder, job_kwargs, clock)
         if len(sorting.unit_ids) == 0:
             return _find_nothing("the spikes found confirm none of the templates", traces)
-        neurons, spikes, posteriors, is_true = assignment
+        neurons, spikes, posteriors = assignment.neurons, assignment.spikes, assignment.posteriors
         move_inside(spikes, traces)
-        labels = np.where(is_true, neurons[spikes["unit_index"]], -1)
+        labels = np.where(assignment.is_true, neurons[spikes["unit_index"]], -1)
     else:
         sorting, posteriors = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
         spikes, spikes_folder = sorting.to_spike_vector(), folder / "waveforms" / "spikes"
@@ -186,7 +189,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     Match the templates, look again at the units found and for missed ones, and match again while some change.
 
     Units that turn out to be leftovers, or whose spikes are probably of others, may have taken spikes from these: they
-    are matched again without them.
+    give them back.
 
     Returns
     -------
@@ -196,8 +199,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         Of these units.
     residuals : Residuals | None
         Of the spikes of the last units; None if there were none.
-    assignment : (np.ndarray, np.ndarray, np.ndarray, np.ndarray)
-        Of `assign_neurons`.
+    assignment : Assignment
     """
     peak_sign, neighborhoods = params.peak_sign, clusters.neighborhoods
     n_spikes = made_of = clusters.count_spikes()
@@ -229,16 +231,14 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     units = follow_units(traces, sorting, templates, residuals, params, spikes_folder / "followed", job_kwargs, clock)
     assignment = assign_neurons(*units, traces)
     sorting, templates, _ = units
-    _, spikes, _, is_true = assignment
     unit_indices = sorting.to_spike_vector()["unit_index"]
-    has_stayed = spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
-    true_units = sorting.unit_ids[np.unique(unit_indices[is_true & has_stayed])]
+    has_stayed = assignment.spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
+    true_units = np.unique(unit_indices[assignment.is_true & has_stayed])
     if len(true_units) in (0, len(sorting.unit_ids)):
         return *units, assignment
     shutil.rmtree(spikes_folder, ignore_errors=True)
-    templates = templates.select_units(true_units)
-    sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
-    clock.log("match", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
+    sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
+    clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs)
     units = follow_units(traces, *placed, params, spikes_folder / "followed", job_kwargs, clock)
     return *units, assign_neurons(*units, traces)
@@ -299,6 +299,21 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     return sorting, templates.select_units(sorting.unit_ids)
 
 
+class Assignment(NamedTuple):
+    """What the spikes of a sorting are, in the order of its spike vector."""
+
+    neurons: np.ndarray
+    """int64 (n_units,): see `linking.link_fragments`."""
+    spikes: np.ndarray
+    """structured (n_spikes,): see `confidence.assign_spikes`."""
+    posteriors: np.ndarray
+    """float32 (n_spikes,): probability that each belongs to the unit it has now."""
+    is_true: np.ndarray
+    """bool (n_spikes,): neither a leftover, nor twice in its neuron, nor of a neuron whose spikes are of others."""
+    is_leftover: np.ndarray
+    """bool (n_spikes,): of a larger spike."""
+
+
 def assign_neurons(sorting, templates, residuals, traces):
     """
     Link the fragments of neurons, give spikes to the units that they most probably are of, and leave out what is none.
@@ -307,21 +322,15 @@ def assign_neurons(sorting, templates, residuals, traces):
 
     Returns
     -------
-    neurons : np.ndarray, int64, shape (n_units,)
-        See `linking.link_fragments`.
-    spikes : np.ndarray, structured, shape (n_spikes,)
-        See `confidence.assign_spikes`.
-    posteriors : np.ndarray, float32, shape (n_spikes,)
-        Probability that each spike belongs to the unit it has now.
-    is_true : np.ndarray, bool, shape (n_spikes,)
-        Neither a leftover, nor twice in its neuron, nor of a neuron whose spikes are probably of others.
+    assignment : Assignment
     """
     neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
     if residuals is None:
-        return neurons, sorting.to_spike_vector(), shares, is_true
+        return Assignment(neurons, sorting.to_spike_vector(), shares, is_true, ~is_true)
     spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, traces.get_total_duration())
     labels = np.where(is_true & ~is_repeated, neurons[spikes["unit_index"]], -1)
-    return neurons, spikes, posteriors, keep_certain_units(labels, posteriors) >= 0
+    is_certain = keep_certain_units(labels, posteriors) >= 0
+    return Assignment(neurons, spikes, posteriors, is_certain, is_leftover(shares))
 
 
 def find_neurons(sorting, templates, residuals, traces):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording
 
-from spikeinterface_huidurep.matching import find_coincidences, match_templates
+from spikeinterface_huidurep.matching import find_coincidences, keep_units, make_sorting, match_templates
 from spikeinterface_huidurep.overlaps import find_candidates, find_mixtures, resolve_overlaps
 from spikeinterface_huidurep.params import SorterParams
 from tests.unit.test_collisions import make_templates
@@ -182,3 +182,20 @@ def test_matching_finds_both_spikes_of_collisions(collisions):
         found = np.sort(spikes["sample_index"][spikes["unit_index"] == unit])
         assert find_coincidences(samples[units == unit], found, 1).all()
     assert len(spikes) <= 1.1 * len(samples)
+
+
+def test_units_left_out_give_back_all_but_leftovers():
+    """The third unit has half of the spikes of the second, and what the first leaves over, which is like them."""
+    first, second = APART * np.arange(1, 41), APART * np.arange(41, 81)
+    leftovers = first + 100
+    waveforms = [FIRST] * 40 + [SMALL] * 80
+    recording = make_recording([make_traces(np.r_[first, second, leftovers], waveforms, APART * 82)])
+    labels = np.repeat([0, 1, 2, 2], [40, 20, 20, 40])
+    times = np.r_[first, second, leftovers]
+    sorting, order = make_sorting(times, labels, np.zeros(len(times), dtype=int), SAMPLING_FREQUENCY)
+    templates = make_templates(recording, [FIRST, SMALL, 0.95 * SMALL])
+    is_leftover = np.isin(times, leftovers)[order]
+    kept, templates = keep_units(recording, sorting, templates, np.array([0, 1]), is_leftover, JOB_KWARGS)
+    assert kept.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1]
+    for unit_id, train in enumerate([first, second]):
+        np.testing.assert_allclose(kept.get_unit_spike_train(unit_id, segment_index=0), train, atol=1)

@@ -13,6 +13,7 @@ from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.pipeline import (
+    Assignment,
     Clock,
     Clusters,
     find_neurons,
@@ -253,18 +254,18 @@ def test_units_that_lose_all_spikes_when_they_are_followed(three_neurons, tmp_pa
     "leftovers, share, kept",
     [([], 1, [0, 1, 2, 5]), ([5], 1, [0, 1, 2]), ([5], 0.5, [0, 1, 2, 5]), ([0, 1, 2, 5], 1, [0, 1, 2, 5])],
 )
-def test_units_are_matched_again_without_leftovers(three_neurons, tmp_path, monkeypatch, leftovers, share, kept):
+def test_units_of_leftovers_give_back_what_is_none(three_neurons, tmp_path, monkeypatch, leftovers, share, kept):
     """Half of the spikes of neuron 0 went to unit 5, and come back when this is taken for leftovers."""
     _, peaks, neurons = three_neurons
     labels = np.where((neurons == 0) & (np.arange(len(neurons)) % 2 == 0), 5, neurons)
     unchanged = SimpleNamespace(replaced=[], n_spikes={}, add=lambda *_: unchanged)
 
     def take_for_leftovers(sorting, *_):
-        is_leftover = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
-        is_true = ~is_leftover | (np.arange(len(is_leftover)) >= share * len(is_leftover))
+        is_taken = np.isin(sorting.unit_ids[sorting.to_spike_vector()["unit_index"]], leftovers)
+        is_true = ~is_taken | (np.arange(len(is_taken)) >= share * len(is_taken))
         spikes = sorting.to_spike_vector().copy()
-        spikes["unit_index"][np.argmax(~is_leftover)] = np.argmax(np.isin(sorting.unit_ids, leftovers))  # it was given
-        return None, spikes, None, is_true
+        spikes["unit_index"][np.argmax(~is_taken)] = np.argmax(np.isin(sorting.unit_ids, leftovers))  # it was given
+        return Assignment(None, spikes, None, is_true, np.zeros(len(spikes), dtype=bool))
 
     monkeypatch.setattr(pipeline, "refine_units", lambda *_: unchanged)
     monkeypatch.setattr(pipeline, "assign_neurons", take_for_leftovers)
