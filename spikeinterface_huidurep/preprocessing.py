@@ -22,7 +22,8 @@ from spikeinterface_huidurep.whitening import (
 
 logger = logging.getLogger(__name__)
 
-MIN_CHANNELS_FOR_REFERENCE = 32  # the median of fewer channels holds too much of the spikes
+MIN_CHANNELS_FOR_REFERENCE = 32  # the mean of fewer channels holds too much of the spikes
+MAX_LEVEL_IN_REFERENCE = 2.0  # noise of the channels that are averaged, in multiples of the median channel's
 DEAD_LEVEL = 1e-3  # a channel whose noise is below this share of the median channel is not connected
 BLANK_MS = 1.0  # so long no channel changes where traces are blanked, or padded
 NOTED_BLANK_SHARE, MAX_BLANK_SHARE = 0.1, 0.3  # of the time: the noise is measured too small by 13 and by 46 %
@@ -187,26 +188,21 @@ def scale_back(steps):
     return scale(steps, gain=ones / STEPS_PER_SD, offset=0 * ones, dtype="float32")
 
 
-def filter_band(recording, params, channel_ids=None):
+def filter_band(recording, params):
     """
-    Band-pass filter and take away the common median reference; lazy.
+    Band-pass filter; lazy.
 
     Parameters
     ----------
     recording : BaseRecording
         Raw traces, all channels alive.
     params : SorterParams
-        Without `apply_preprocessing` the traces are filtered already.
-    channel_ids : None | np.ndarray, default: None
-        Of the only channels to take, which are then the reference, too; None for all.
 
     Returns
     -------
     filtered : BaseRecording
     """
-    if not params.apply_preprocessing:
-        return recording
-    filtered = bandpass_filter(
+    return bandpass_filter(
         recording,
         freq_min=params.freq_min,
         freq_max=params.limit_freq_max(recording.sampling_frequency),
@@ -214,18 +210,49 @@ def filter_band(recording, params, channel_ids=None):
         filter_order=2,
         dtype="float32",
     )
-    if channel_ids is not None:
-        filtered = filtered.select_channels(channel_ids)
-    return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
+
+
+def filter_traces(recording, params):
+    """
+    Band-pass filter, set glitches to 0, and take away the mean of the channels; lazy.
+
+    Not their median: the spikes of a large neuron reach so many channels of a short probe that they move it, and where
+    two overlap, it moves by something else than the sum, which no templates explain.
+
+    Parameters
+    ----------
+    recording : BaseRecording
+        Raw traces, all channels alive.
+    params : SorterParams
+        Without `apply_preprocessing` the traces are filtered already.
+
+    Returns
+    -------
+    filtered : BaseRecording
+    """
+    if not params.apply_preprocessing:
+        return recording
+    filtered = silence_glitches(filter_band(recording, params), params.seed)
+    if recording.get_num_channels() < MIN_CHANNELS_FOR_REFERENCE:
+        return filtered
+    levels = noise_levels(read_random_chunks(filtered, params.seed))
+    quiet = levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)
+    return common_reference(filtered, operator="average", ref_channel_ids=filtered.channel_ids[quiet].tolist())
 
 
 def filter_without_artifacts(recording, params, job_kwargs):
-    """What `filter_band` gives, with artifacts, on all channels, and glitches, on one, set to 0; lazy."""
+    """What `filter_traces` gives, with artifacts, on all channels, set to 0; lazy."""
     channel_ids = spread_channels(recording)
     fast_params = replace(params, freq_min=max(params.freq_min, MIN_HZ))
-    some, fast = (filter_band(recording, band_params, channel_ids) for band_params in (params, fast_params))
+    some, fast = (filter_some(recording, band_params, channel_ids) for band_params in (params, fast_params))
     artifacts = find_artifacts(some, fast, params.seed, job_kwargs)
-    return silence_artifacts(silence_glitches(filter_band(recording, params), params.seed), artifacts)
+    return silence_artifacts(filter_traces(recording, params), artifacts)
+
+
+def filter_some(recording, params, channel_ids):
+    """Some channels, filtered, without their median where `filter_traces` takes the mean away; lazy."""
+    filtered = filter_band(recording, params).select_channels(channel_ids)
+    return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
 
 
 def whiten(recording, params, folder, job_kwargs):

@@ -15,12 +15,14 @@ from spikeinterface_huidurep.preprocessing import (
     MIN_CHANNELS_FOR_REFERENCE,
     STEPS_PER_SD,
     check_finite,
+    filter_traces,
     preprocess,
     remove_dead_channels,
     whiten,
 )
 
 SAMPLING_FREQUENCY = 30_000.0
+PARAMS = SorterParams()
 JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "500ms", "progress_bar": False}
 
 
@@ -167,6 +169,34 @@ def test_many_channels_lose_what_they_share(n_channels, tmp_path):
         assert correlations.min() > 0.99
     else:
         assert np.abs(correlations).max() < 0.1
+
+
+@pytest.mark.parametrize("n_channels", [4, MIN_CHANNELS_FOR_REFERENCE])
+def test_spikes_on_all_channels_that_overlap_still_add_up(n_channels):
+    """So they do without a reference, or with a mean, but not with the median of the channels."""
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(30_000, n_channels))
+    pulses = [np.exp(-0.5 * ((np.arange(30_000) - at) / 4)[:, None] ** 2) for at in (15_000, 15_006)]
+    first, second = (-pulse * rng.uniform(10, 25, n_channels) for pulse in pulses)  # too small for a glitch
+    of_noise, of_first, of_second, of_both = (
+        filter_traces(make_recording((noise + spikes).astype("float32")), PARAMS).get_traces()
+        for spikes in (0, first, second, first + second)
+    )
+    assert np.abs(of_first - of_noise).max() > 5
+    np.testing.assert_allclose(of_both - of_noise, of_first + of_second - 2 * of_noise, atol=0.01)
+
+
+@pytest.mark.parametrize("noise, glitch", [(100.0, 0.0), (1.0, -10_000.0)])
+def test_what_is_wrong_with_a_channel_does_not_spread_to_others(noise, glitch):
+    traces = np.random.default_rng(0).normal(size=(30_000, MIN_CHANNELS_FOR_REFERENCE)).astype("float32")
+    wrong = traces.copy()
+    wrong[:, 3] *= noise
+    wrong[15_000, 3] += glitch
+    others = np.arange(MIN_CHANNELS_FOR_REFERENCE) != 3
+    before, after = (
+        filter_traces(make_recording(values), PARAMS).get_traces()[:, others] for values in (traces, wrong)
+    )
+    assert np.abs(after - before).max() < 0.2 * before.std()
 
 
 def test_a_filtered_recording_is_filtered_again_with_a_warning(caplog, tmp_path):
