@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 MIN_CHANNELS_FOR_REFERENCE = 32  # the mean of fewer channels holds too much of the spikes
 MAX_LEVEL_IN_REFERENCE = 2.0  # noise of the channels that are averaged, in multiples of the median channel's
+WINDOW_MS = 20.0  # in which noise is measured with and without a reference
+MIN_RATIO = 1.4  # of the two; 1.25 by noise that neighbours share and by spikes, and whitening takes away as much
+MIN_SHARE_OF_WINDOWS = 0.02  # in which it is as large: the noise of muscles comes and goes
 DEAD_LEVEL = 1e-3  # a channel whose noise is below this share of the median channel is not connected
 BLANK_MS = 1.0  # so long no channel changes where traces are blanked, or padded
 NOTED_BLANK_SHARE, MAX_BLANK_SHARE = 0.1, 0.3  # of the time: the noise is measured too small by 13 and by 46 %
@@ -214,10 +217,11 @@ def filter_band(recording, params):
 
 def filter_traces(recording, params):
     """
-    Band-pass filter, set glitches to 0, and take away the mean of the channels; lazy.
+    Band-pass filter, set glitches to 0, and take away the mean of the channels if they share noise; lazy.
 
     Not their median: the spikes of a large neuron reach so many channels of a short probe that they move it, and where
-    two overlap, it moves by something else than the sum, which no templates explain.
+    two overlap, it moves by something else than the sum, which no templates explain. They move the mean, too, and so
+    reach all channels: without common noise it is left.
 
     Parameters
     ----------
@@ -237,7 +241,23 @@ def filter_traces(recording, params):
         return filtered
     levels = noise_levels(read_random_chunks(filtered, params.seed))
     quiet = levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)
-    return common_reference(filtered, operator="average", ref_channel_ids=filtered.channel_ids[quiet].tolist())
+    referenced = common_reference(filtered, operator="average", ref_channel_ids=filtered.channel_ids[quiet].tolist())
+    return referenced if is_quieter(referenced, filtered, params.seed) else filtered
+
+
+def is_quieter(referenced, filtered, seed):
+    """Whether noise is much smaller with a reference, on most channels and in some windows of time at least."""
+    before, after = (measure_windows(recording, seed) for recording in (filtered, referenced))
+    ratios = np.median(before / np.maximum(after, 1e-12), axis=1)
+    return bool(np.quantile(ratios, 1 - MIN_SHARE_OF_WINDOWS) >= MIN_RATIO)
+
+
+def measure_windows(recording, seed):
+    """Median absolute deviations in windows of WINDOW_MS of seeded random chunks, shape (n_windows, n_channels)."""
+    chunks = read_random_chunks(recording, seed)
+    size = min(round(WINDOW_MS * 1e-3 * recording.sampling_frequency), len(chunks[0]))
+    windows = [chunk[: len(chunk) // size * size].reshape(-1, size, chunk.shape[1]) for chunk in chunks]
+    return np.median(np.abs(np.concatenate(windows)), axis=1)
 
 
 def filter_without_artifacts(recording, params, job_kwargs):

@@ -9,12 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
 
+from spikeinterface_huidurep.glitches import silence_glitches
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     MAX_SIZE,
     MIN_CHANNELS_FOR_REFERENCE,
     STEPS_PER_SD,
     check_finite,
+    filter_band,
     filter_traces,
     preprocess,
     remove_dead_channels,
@@ -171,11 +173,12 @@ def test_many_channels_lose_what_they_share(n_channels, tmp_path):
         assert np.abs(correlations).max() < 0.1
 
 
-@pytest.mark.parametrize("n_channels", [4, MIN_CHANNELS_FOR_REFERENCE])
-def test_spikes_on_all_channels_that_overlap_still_add_up(n_channels):
+@pytest.mark.parametrize("shared", [0.0, 3.0])
+def test_spikes_on_all_channels_that_overlap_still_add_up(shared):
     """So they do without a reference, or with a mean, but not with the median of the channels."""
     rng = np.random.default_rng(0)
-    noise = rng.normal(size=(30_000, n_channels))
+    n_channels = MIN_CHANNELS_FOR_REFERENCE
+    noise = rng.normal(size=(30_000, n_channels)) + shared * rng.normal(size=(30_000, 1))
     pulses = [np.exp(-0.5 * ((np.arange(30_000) - at) / 4)[:, None] ** 2) for at in (15_000, 15_006)]
     first, second = (-pulse * rng.uniform(10, 25, n_channels) for pulse in pulses)  # too small for a glitch
     of_noise, of_first, of_second, of_both = (
@@ -186,9 +189,26 @@ def test_spikes_on_all_channels_that_overlap_still_add_up(n_channels):
     np.testing.assert_allclose(of_both - of_noise, of_first + of_second - 2 * of_noise, atol=0.01)
 
 
+@pytest.mark.parametrize("share, is_referenced", [(0.0, False), (0.01, False), (0.05, True), (1.0, True)])
+def test_only_noise_that_channels_share_takes_a_reference(share, is_referenced):
+    """Their own comes and goes as well, and large spikes reach all."""
+    rng = np.random.default_rng(0)
+    noise = (
+        rng.normal(size=(150_000, MIN_CHANNELS_FOR_REFERENCE))
+        * np.where(np.arange(150_000) % 30_000 < 3000, 5, 1)[:, None]
+    )
+    noise[1000::1500] += 300
+    noise[: round(share * 150_000)] += 3 * rng.normal(size=(round(share * 150_000), 1))
+    recording = make_recording(noise.astype("float32"))
+    unreferenced = silence_glitches(filter_band(recording, PARAMS), PARAMS.seed)
+    is_same = np.allclose(filter_traces(recording, PARAMS).get_traces(), unreferenced.get_traces(), atol=1e-4)
+    assert is_same != is_referenced
+
+
 @pytest.mark.parametrize("noise, glitch", [(100.0, 0.0), (1.0, -10_000.0)])
 def test_what_is_wrong_with_a_channel_does_not_spread_to_others(noise, glitch):
-    traces = np.random.default_rng(0).normal(size=(30_000, MIN_CHANNELS_FOR_REFERENCE)).astype("float32")
+    rng = np.random.default_rng(0)
+    traces = rng.normal(size=(30_000, MIN_CHANNELS_FOR_REFERENCE)) + 3 * rng.normal(size=(30_000, 1))
     wrong = traces.copy()
     wrong[:, 3] *= noise
     wrong[15_000, 3] += glitch
