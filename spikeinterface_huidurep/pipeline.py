@@ -43,7 +43,7 @@ from spikeinterface_huidurep.matching import (
 from spikeinterface_huidurep.merging import merge_clusters
 from spikeinterface_huidurep.missed import find_missed_units
 from spikeinterface_huidurep.motion import DISPLACEMENT
-from spikeinterface_huidurep.preprocessing import filter_traces, preprocess, remove_dead_channels
+from spikeinterface_huidurep.preprocessing import filter_band, preprocess, remove_dead_channels
 from spikeinterface_huidurep.redundancy import remove_redundant_templates
 from spikeinterface_huidurep.refinement import refine_units
 from spikeinterface_huidurep.renewal import renew_templates
@@ -134,7 +134,7 @@ def sort_group(recording, params, folder, job_kwargs, clock):
     traces, cache_info = preprocess(recording, params, folder, job_kwargs)
     clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
     try:
-        filtered = filter_traces(recording, params)
+        filtered = filter_band(recording, params)
         return _sort_traces(traces, filtered, params, folder, job_kwargs, clock)
     finally:
         del traces

@@ -200,11 +200,14 @@ def filter_band(recording, params):
     recording : BaseRecording
         Raw traces, all channels alive.
     params : SorterParams
+        Without `apply_preprocessing` the traces are filtered already.
 
     Returns
     -------
     filtered : BaseRecording
     """
+    if not params.apply_preprocessing:
+        return recording
     return bandpass_filter(
         recording,
         freq_min=params.freq_min,
@@ -228,21 +231,21 @@ def filter_traces(recording, params):
     recording : BaseRecording
         Raw traces, all channels alive.
     params : SorterParams
-        Without `apply_preprocessing` the traces are filtered already.
 
     Returns
     -------
     filtered : BaseRecording
     """
-    if not params.apply_preprocessing:
-        return recording
     filtered = silence_glitches(filter_band(recording, params), params.seed)
     if recording.get_num_channels() < MIN_CHANNELS_FOR_REFERENCE:
         return filtered
     levels = noise_levels(read_random_chunks(filtered, params.seed))
     quiet = levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)
     referenced = common_reference(filtered, operator="average", ref_channel_ids=filtered.channel_ids[quiet].tolist())
-    return referenced if is_quieter(referenced, filtered, params.seed) else filtered
+    if not is_quieter(referenced, filtered, params.seed):
+        return filtered
+    logger.info("channels share noise: the average of %d is taken away from all", np.sum(quiet))
+    return referenced
 
 
 def is_quieter(referenced, filtered, seed):
