@@ -259,8 +259,8 @@ def measure_windows(recording, seed):
     """Median absolute deviations in windows of WINDOW_MS of seeded random chunks, shape (n_windows, n_channels)."""
     chunks = read_random_chunks(recording, seed)
     size = min(round(WINDOW_MS * 1e-3 * recording.sampling_frequency), len(chunks[0]))
-    windows = [chunk[: len(chunk) // size * size].reshape(-1, size, chunk.shape[1]) for chunk in chunks]
-    return np.median(np.abs(np.concatenate(windows)), axis=1)
+    windows = (np.abs(chunk[: len(chunk) // size * size]).reshape(-1, size, chunk.shape[1]) for chunk in chunks)
+    return np.concatenate([np.median(sizes, axis=1) for sizes in windows])
 
 
 def filter_without_artifacts(recording, params, job_kwargs):
