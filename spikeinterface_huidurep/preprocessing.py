@@ -218,9 +218,9 @@ def filter_band(recording, params):
     )
 
 
-def filter_traces(recording, params):
+def choose_reference(filtered, seed):
     """
-    Band-pass filter, set glitches to 0, and take away the mean of the channels if they share noise; lazy.
+    Channels whose mean is to be taken away from all, if channels share noise.
 
     Not their median: the spikes of a large neuron reach so many channels of a short probe that they move it, and where
     two overlap, it moves by something else than the sum, which no templates explain. They move the mean, too, and so
@@ -228,24 +228,29 @@ def filter_traces(recording, params):
 
     Parameters
     ----------
-    recording : BaseRecording
-        Raw traces, all channels alive.
-    params : SorterParams
+    filtered : BaseRecording
+        Band-pass filtered, without glitches.
+    seed : int
+        Of the samples that the noise is measured on.
 
     Returns
     -------
-    filtered : BaseRecording
+    channel_ids : list
+        Empty where nothing is to be taken away.
     """
-    filtered = silence_glitches(filter_band(recording, params), params.seed)
-    if recording.get_num_channels() < MIN_CHANNELS_FOR_REFERENCE:
-        return filtered
-    levels = noise_levels(read_random_chunks(filtered, params.seed))
-    quiet = levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)
-    referenced = common_reference(filtered, operator="average", ref_channel_ids=filtered.channel_ids[quiet].tolist())
-    if not is_quieter(referenced, filtered, params.seed):
-        return filtered
-    logger.info("channels share noise: the average of %d is taken away from all", np.sum(quiet))
-    return referenced
+    if filtered.get_num_channels() < MIN_CHANNELS_FOR_REFERENCE:
+        return []
+    levels = noise_levels(read_random_chunks(filtered, seed))
+    quiet = filtered.channel_ids[levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)].tolist()
+    if not is_quieter(take_mean_away(filtered, quiet), filtered, seed):
+        return []
+    logger.info("channels share noise: the average of %d is taken away from all", len(quiet))
+    return quiet
+
+
+def take_mean_away(recording, channel_ids):
+    """The mean of some channels taken away from all; lazy."""
+    return common_reference(recording, operator="average", ref_channel_ids=channel_ids)
 
 
 def is_quieter(referenced, filtered, seed):
@@ -264,18 +269,18 @@ def measure_windows(recording, seed):
 
 
 def filter_without_artifacts(recording, params, job_kwargs):
-    """What `filter_traces` gives, with artifacts, on all channels, set to 0; lazy."""
-    channel_ids = spread_channels(recording)
+    """Filtered, with artifacts, on all channels, and glitches, on one, set to 0, and without common noise; lazy."""
+    filtered = silence_glitches(filter_band(recording, params), params.seed)
+    reference = choose_reference(filtered, params.seed)
     fast_params = replace(params, freq_min=max(params.freq_min, MIN_HZ))
-    some, fast = (filter_some(recording, band_params, channel_ids) for band_params in (params, fast_params))
-    artifacts = find_artifacts(some, fast, params.seed, job_kwargs)
-    return silence_artifacts(filter_traces(recording, params), artifacts)
-
-
-def filter_some(recording, params, channel_ids):
-    """Some channels, filtered, without their median where `filter_traces` takes the mean away; lazy."""
-    filtered = filter_band(recording, params).select_channels(channel_ids)
-    return common_reference(filtered) if recording.get_num_channels() >= MIN_CHANNELS_FOR_REFERENCE else filtered
+    some, fast = (
+        filter_band(recording, band_params).select_channels(spread_channels(recording))
+        for band_params in (params, fast_params)
+    )
+    if reference:
+        filtered = take_mean_away(filtered, reference)
+        some, fast = common_reference(some), common_reference(fast)  # medians: glitches are left in them
+    return silence_artifacts(filtered, find_artifacts(some, fast, params.seed, job_kwargs))
 
 
 def whiten(recording, params, folder, job_kwargs):
