@@ -194,7 +194,7 @@ def test_spikes_on_all_channels_that_overlap_still_add_up(shared):
     np.testing.assert_allclose(of_both - of_noise, of_first + of_second - 2 * of_noise, atol=0.01)
 
 
-@pytest.mark.parametrize("share, is_referenced", [(0.0, False), (0.01, False), (0.05, True), (1.0, True)])
+@pytest.mark.parametrize("share, is_referenced", [(0.0, False), (0.03, False), (0.1, True), (1.0, True)])
 def test_only_noise_that_channels_share_takes_a_reference(share, is_referenced):
     """Their own comes and goes as well, and large spikes reach all."""
     rng = np.random.default_rng(0)
