@@ -25,6 +25,7 @@ MIN_SCORE = float(WobbleParameters.threshold)  # by which a spike makes the squa
 MS_BEFORE, MS_AFTER = 0.8, 1.3  # of a template that are compared
 MAX_LAG_MS = 0.13  # that a spike is moved at a time
 MIN_OVERLAP = 0.5  # of two templates, as far as their channels tell, of which one may be mistaken for the other
+MIN_INTERVAL_MS = 0.5  # between two spikes of a unit: what is left of a larger one than its template is no other
 MAX_EXCESS = 4.5  # SD of what noise leaves of a spike
 MAX_SWEEPS = 4
 MAX_ADDED = 2  # spikes that may take the place of one
@@ -196,6 +197,8 @@ class Bank(NamedTuple):
     """First sample that is compared, and the one after the last."""
     max_lag: int
     """Samples."""
+    min_interval: int
+    """Samples."""
 
 
 def make_bank(templates):
@@ -215,7 +218,7 @@ def make_bank(templates):
         *_list_rows(np.any(waveforms != 0, axis=2)),
         *_list_rows(overlaps >= MIN_OVERLAP),
         window,
-        ms_to_samples(MAX_LAG_MS, templates.sampling_frequency),
+        *(ms_to_samples(ms, templates.sampling_frequency) for ms in (MAX_LAG_MS, MIN_INTERVAL_MS)),
     )
 
 
@@ -303,6 +306,12 @@ def _find_near(starts, start, bank):
 
 
 @compile_function()
+def _is_taken(starts, units, start, unit, bank):
+    """Whether a unit has a spike there already."""
+    return np.any((units == unit) & (np.abs(starts - start) < bank.min_interval))
+
+
+@compile_function()
 def _refit(left, starts, units, is_awake, is_mixture, bank):
     """
     Put the spikes that are awake back one by one, and take them away where and as what they fit best.
@@ -317,6 +326,7 @@ def _refit(left, starts, units, is_awake, is_mixture, bank):
                 continue
             is_awake[index] = False
             _add(left, starts[index], unit, 1.0, bank)
+            units[index] = -1
             best, best_unit, lag = -np.inf, -1, 0
             if not is_mixture[unit]:
                 best, lag = _find_lag(left, starts[index], unit, bank.max_lag, bank)
@@ -324,7 +334,8 @@ def _refit(left, starts, units, is_awake, is_mixture, bank):
             rival_score, rival, rival_lag = _find_rival(left, starts[index], unit, is_mixture, bank.max_lag, bank)
             if rival_score > best + bank.tolerances[unit]:
                 best, best_unit, lag = rival_score, rival, rival_lag
-            if best < MIN_SCORE - bank.tolerances[unit]:
+            is_none = best < MIN_SCORE - bank.tolerances[unit]
+            if is_none or _is_taken(starts, units, starts[index] + lag, best_unit, bank):
                 best_unit, lag = -1, 0
             units[index] = best_unit
             starts[index] += lag
@@ -341,7 +352,7 @@ def _refit(left, starts, units, is_awake, is_mixture, bank):
 def _add_rival(left, starts, units, start, unit, is_mixture, bank):
     """Whether a spike of another unit is left where one of a unit was taken out; it gets the first free place."""
     score, rival, lag = _find_rival(left, start, unit, is_mixture, (bank.window[1] - bank.window[0]) // 2, bank)
-    if score < MIN_SCORE:
+    if score < MIN_SCORE or _is_taken(starts, units, start + lag, rival, bank):
         return False
     free = np.flatnonzero(units < 0)[0]
     starts[free], units[free] = start + lag, rival

@@ -199,3 +199,13 @@ def test_units_left_out_give_back_all_but_leftovers():
     assert kept.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1]
     for unit_id, train in enumerate([first, second]):
         np.testing.assert_allclose(kept.get_unit_spike_train(unit_id, segment_index=0), train, atol=1)
+
+
+def test_what_is_left_of_a_large_spike_is_no_other_of_the_same_unit():
+    """The second unit took what is more than the template of the first, and is left out."""
+    samples = APART * np.arange(1, 41)
+    recording = make_recording([make_traces(samples, [1.7 * FIRST] * len(samples), APART * 42)])
+    templates = make_templates(recording, [FIRST, 0.7 * FIRST])
+    spikes = make_spikes(np.repeat(samples, 2), np.tile([0, 1], len(samples)))
+    resolved = resolve_overlaps(recording, spikes, templates, JOB_KWARGS, mixtures=[1])
+    assert resolved["sample_index"].tolist() == samples.tolist()
