@@ -4,7 +4,7 @@ import logging
 from dataclasses import replace
 
 import numpy as np
-from spikeinterface.core import get_noise_levels
+from spikeinterface.core import get_noise_levels, ms_to_samples
 from spikeinterface.preprocessing import bandpass_filter, clip, common_reference, scale
 from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
@@ -240,12 +240,13 @@ def choose_reference(filtered, seed):
     """
     if filtered.get_num_channels() < MIN_CHANNELS_FOR_REFERENCE:
         return []
-    levels = noise_levels(read_random_chunks(filtered, seed))
-    quiet = filtered.channel_ids[levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)].tolist()
-    if not is_quieter(take_mean_away(filtered, quiet), filtered, seed):
+    chunks = read_random_chunks(filtered, seed)
+    levels = noise_levels(chunks)
+    is_quiet = levels <= MAX_LEVEL_IN_REFERENCE * np.median(levels)
+    if not share_noise(chunks, is_quiet, filtered.sampling_frequency):
         return []
-    logger.info("channels share noise: the average of %d is taken away from all", len(quiet))
-    return quiet
+    logger.info("channels share noise: the average of %d is taken away from all", np.sum(is_quiet))
+    return filtered.channel_ids[is_quiet].tolist()
 
 
 def take_mean_away(recording, channel_ids):
@@ -253,19 +254,34 @@ def take_mean_away(recording, channel_ids):
     return common_reference(recording, operator="average", ref_channel_ids=channel_ids)
 
 
-def is_quieter(referenced, filtered, seed):
-    """Whether noise is much smaller with a reference, on most channels and in some windows of time at least."""
-    before, after = (measure_windows(recording, seed) for recording in (filtered, referenced))
+def share_noise(chunks, is_quiet, sampling_frequency):
+    """
+    Whether noise is much smaller without the mean of quiet channels, on most channels and now and then at least.
+
+    Parameters
+    ----------
+    chunks : list of np.ndarray, float32, each of shape (n_samples, n_channels)
+    is_quiet : np.ndarray, bool, shape (n_channels,)
+    sampling_frequency : float
+
+    Returns
+    -------
+    shares : bool
+    """
+    without_mean = (chunk - chunk[:, is_quiet].mean(axis=1, keepdims=True) for chunk in chunks)
+    before, after = (measure_windows(values, sampling_frequency) for values in (chunks, without_mean))
     ratios = np.median(before / np.maximum(after, 1e-12), axis=1)
     return bool(np.quantile(ratios, 1 - MIN_SHARE_OF_WINDOWS) >= MIN_RATIO)
 
 
-def measure_windows(recording, seed):
-    """Median absolute deviations in windows of WINDOW_MS of seeded random chunks, shape (n_windows, n_channels)."""
-    chunks = read_random_chunks(recording, seed)
-    size = min(round(WINDOW_MS * 1e-3 * recording.sampling_frequency), len(chunks[0]))
-    windows = (np.abs(chunk[: len(chunk) // size * size]).reshape(-1, size, chunk.shape[1]) for chunk in chunks)
-    return np.concatenate([np.median(sizes, axis=1) for sizes in windows])
+def measure_windows(chunks, sampling_frequency):
+    """Median absolute values in windows of WINDOW_MS of chunks (n_samples, n_channels): (n_windows, n_channels)."""
+    levels = []
+    for chunk in chunks:
+        size = min(ms_to_samples(WINDOW_MS, sampling_frequency), len(chunk))
+        windows = np.abs(chunk[: len(chunk) // size * size]).reshape(-1, size, chunk.shape[1])
+        levels.append(np.median(windows, axis=1))
+    return np.concatenate(levels)
 
 
 def filter_without_artifacts(recording, params, job_kwargs):
