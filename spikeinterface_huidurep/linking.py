@@ -5,17 +5,18 @@ Drift takes a neuron from one cluster to the next: its waveform changes a little
 is silent. Two neurons fire together as often as chance has it, however alike they are. So two units are linked when
 their templates are alike and their spikes fall into the same stretches of time much less often than chance. They are
 also linked when they fire together, but hardly ever one within the refractory period of the other. Bursts show it best:
-their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Units with
-nearly the same template may overlap more, the more the closer, as a neuron that drift takes not quite to the next
-cluster, and may take turns of seconds, as what is left of drift after its correction has it. Where the displacement of
-the probe is known, units may also share it among them, one firing where the other does not. Units whose templates
-hardly differ are one, unless they fire within the refractory period: a neuron whose waveform has two forms was split.
-So are a unit and a rare one beside it that is hardly a neuron (`joining.py`). That two do not fire within it shows
-nothing where they hardly fire together at all. Units whose templates differ more than those of most fragments may
-hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem to fire together
-because both do in the rest. The pair with the closest templates goes first, and the times of linked units are taken
-together: a neuron that is complete links to nothing. Behaviour makes neurons fire at different times, too. Where other
-units stay exactly as they are between the times of two, these are not linked for their times (`steadiness.py`).
+their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Even few
+spikes tell that, if they come after those of the other unit and not before them. Units with nearly the same template
+may overlap more, the more the closer, as a neuron that drift takes not quite to the next cluster, and may take turns of
+seconds, as what is left of drift after its correction has it. Where the displacement of the probe is known, units may
+also share it among them, one firing where the other does not. Units whose templates hardly differ are one, unless they
+fire within the refractory period: a neuron whose waveform has two forms was split. So are a unit and a rare one beside
+it that is hardly a neuron (`joining.py`). That two do not fire within it shows nothing where they hardly fire together
+at all. Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all
+others are silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with
+the closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
+nothing. Behaviour makes neurons fire at different times, too. Where other units stay exactly as they are between the
+times of two, these are not linked for their times (`steadiness.py`).
 """
 
 import numpy as np
@@ -25,12 +26,14 @@ from spikeinterface_huidurep.matching import make_sorting
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, find_lag
 from spikeinterface_huidurep.trains import (
     AROUND_S,
+    BURST_S,
     MAX_PROBABILITY,
     MAX_REFRACTORY,
     REFRACTORY_S,
     avoid_each_other,
     count_pairs,
     expect_pairs,
+    follow_in_bursts,
 )
 from spikeinterface_huidurep.waveforms import resample_templates
 
@@ -47,7 +50,6 @@ MAX_COINCIDENCE_IN_PLACE = 0.45  # at the same displacements of the probe
 MAX_DIFFERENCE_OF_LIKE = 0.15  # from there on fragments may coincide no more than MAX_COINCIDENCE
 MAX_DIFFERENCE_OF_SAME = 0.1  # of the energy; behaviour, too, lets neurons take turns
 MAX_DIFFERENCE_OF_ONE = 0.05  # of the energy; closer templates are one neuron if nothing speaks against it
-BURST_S = (2e-3, 10e-3)  # or this far, if they do so more often: the later spikes of a burst are smaller
 MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a sharp waveform loses up to half of it
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
 MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
@@ -271,8 +273,9 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     Returns
     -------
     respect : bool
-        Where there are too few spikes to tell, whether they are doubtful or their templates hardly differ; not if they
-        avoid each other, as neurons may that behaviour makes fire in turn.
+        Where there are too few spikes to tell, whether one train goes on with the bursts of the other, or they are
+        doubtful, or their templates hardly differ; these not if they avoid each other, as neurons may that behaviour
+        makes fire in turn.
     """
     if difference > MAX_DIFFERENCE and not is_doubtful:
         return False
@@ -280,7 +283,7 @@ def respect_refractory_period(first_s, second_s, difference, is_doubtful=False):
     found, chance = count_within_refractory_period(*trains)
     if found > max(MAX_REFRACTORY * chance, int(is_doubtful)):  # a spike of another neuron may be among few
         return False
-    if poisson.cdf(found, chance) < MAX_PROBABILITY:
+    if poisson.cdf(found, chance) < MAX_PROBABILITY or follow_in_bursts(*trains) or follow_in_bursts(*trains[::-1]):
         return True
     return bool((is_doubtful or is_alike(*trains, difference)) and not avoid_each_other(*trains))
 

@@ -5,7 +5,7 @@ A neuron does not fire within its refractory period. Two neurons do, as often as
 """
 
 import numpy as np
-from scipy.stats import poisson
+from scipy.stats import binom, poisson
 
 from spikeinterface_huidurep.matching import concatenate_segments
 
@@ -13,6 +13,8 @@ BETWEEN_SEGMENTS_S = 1.0  # spikes of different segments have nothing to do with
 REFRACTORY_S = (0.7e-3, 2e-3)  # closer spikes of one template are one spike that was found twice
 SHORT_REFRACTORY_S = (0.7e-3, 1.5e-3)  # of the neurons that fire fastest
 AROUND_S = (10e-3, 60e-3)  # how often two units fire this far apart is what chance would give
+BURST_S = (2e-3, 10e-3)  # or this far, if they do so more often: the later spikes of a burst are smaller
+MIN_IN_BURSTS = 0.3  # of the spikes of a unit; few neurons make another fire as often
 MAX_REFRACTORY = 0.3  # share of what chance would give
 MIN_TOGETHER = 0.5  # of what chance would give; units that fire less together hardly can within a refractory period
 MAX_PROBABILITY = 1e-4  # that chance gave as few
@@ -62,6 +64,16 @@ def avoid_each_other(first_s, second_s):
     by_chance = n_pairs * 2 * np.ptp(AROUND_S) / max(duration_s, AROUND_S[1])
     found = count_pairs(first_s, second_s, *AROUND_S)
     return found < MIN_TOGETHER * by_chance and poisson.cdf(found, by_chance) < MAX_PROBABILITY
+
+
+def follow_in_bursts(first_s, second_s):
+    """Whether the spikes of the second train, both ascending, come within a burst after those of the first."""
+    n_after, n_before = (
+        int(np.sum(np.searchsorted(first_s, second_s + stop) > np.searchsorted(first_s, second_s + start)))
+        for start, stop in ((-BURST_S[1], -BURST_S[0]), BURST_S)
+    )
+    is_frequent = n_after >= max(1, MIN_IN_BURSTS * len(second_s))
+    return bool(is_frequent and binom.sf(n_after - 1, n_after + n_before, 0.5) < MAX_PROBABILITY)
 
 
 def has_refractory_period(times_s):

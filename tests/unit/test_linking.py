@@ -278,6 +278,16 @@ def test_few_spikes_of_bursts_show_a_refractory_period(nearest_ms, wanted):
     assert respect_refractory_period(first, second, UNLIKE) == wanted
 
 
+@pytest.mark.parametrize(("nearest_ms", "wanted"), [(2.5, True), (0.7, False)])
+def test_the_few_small_spikes_of_a_neuron_that_bursts_follow_its_others(nearest_ms, wanted):
+    """Too few to show a refractory period; in any order of the two units."""
+    rng = np.random.default_rng(0)
+    first = rng.permutation(rng.uniform(0, 150, 130))
+    second = np.r_[first[:20] + rng.uniform(nearest_ms, 8.0, 20) * 1e-3, rng.uniform(0, 150, 20)]
+    assert respect_refractory_period(first, second, UNLIKE) == wanted
+    assert respect_refractory_period(second, first, UNLIKE) == wanted
+
+
 def test_a_spike_that_was_found_twice_breaks_no_refractory_period():
     train = fire_at_random(0)
     assert respect_refractory_period(train[::2], np.r_[train[1::2], train[::20] + 0.5e-3], UNLIKE)
