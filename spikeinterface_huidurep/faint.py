@@ -1,25 +1,32 @@
 """
-Faint spikes: those of weak units that are below the threshold of matching.
+Faint spikes: those of weak units that are below the threshold of matching, and the small ones of bursts.
 
-Matching asks every spike for the same size, so that it does not find what others leave. Many spikes of a weak neuron
-are smaller. Once it is known which units there are, they are looked for in what is left when all spikes found are taken
-away, but not beside these, of which a part may be left.
+Matching asks every spike for the size of its template, so that it does not find what others leave, nor spikes of less
+than half that size. Many spikes of a weak neuron are smaller, and so are the later ones of bursts. Once it is known
+which units there are, they are looked for in what is left when all spikes found are taken away, but not beside these,
+of which a part may be left.
 """
+
+from dataclasses import replace
 
 import numpy as np
 from spikeinterface.sortingcomponents.matching import find_spikes_from_templates
 
+from spikeinterface_huidurep.bursts import find_bursting_units, follow_others
 from spikeinterface_huidurep.matching import concatenate_segments, find_coincidences, make_sorting
+from spikeinterface_huidurep.overlaps import MIN_SCORE
 from spikeinterface_huidurep.residuals import take_away
 
-MAX_NORM = 10.0  # noise SD, of a weak template; of larger ones hardly a spike is missed
+MAX_NORM = 10.0  # noise SD, of a weak template; of larger ones hardly a spike is missed but in bursts
 THRESHOLD = 16.0  # square of the smallest size in noise SD; what is noise all the same is left out later
+SIZE_IN_BURST = 0.5  # of the template; it finds spikes of 0.3 to 0.5 times its size
+MIN_NORM_IN_BURST = 16.0  # noise SD; small spikes of weaker units are like noise
 MS_BESIDE = 0.7  # of another spike of the same unit or of one nearby
 
 
 def add_faint_spikes(traces, sorting, templates, job_kwargs):
     """
-    The sorting with the faint spikes of weak units.
+    The sorting with the faint spikes of weak units, and the small ones of units that fire in bursts.
 
     Parameters
     ----------
@@ -37,22 +44,56 @@ def add_faint_spikes(traces, sorting, templates, job_kwargs):
         Of the same units.
     """
     norms = np.linalg.norm(templates.get_dense_templates(), axis=(1, 2))
+    bursting = find_bursting_units(sorting)
+    bursting = bursting[norms[bursting] >= MIN_NORM_IN_BURST]
+    small = find_alone(traces, sorting, templates, bursting, SIZE_IN_BURST, MIN_SCORE, job_kwargs)
+    is_of_burst = follow_others(small, sorting.to_spike_vector(), sorting.sampling_frequency)
+    sorting = add_spikes(sorting, small[is_of_burst])
     weak = np.flatnonzero(norms < MAX_NORM)
-    if len(weak) == 0:
-        return sorting
+    return add_spikes(sorting, find_alone(traces, sorting, templates, weak, 1.0, THRESHOLD, job_kwargs))
+
+
+def find_alone(traces, sorting, templates, units, size, threshold, job_kwargs):
+    """
+    Spikes of some units in what is left when all that were found are taken away, but not beside these.
+
+    Parameters
+    ----------
+    traces, sorting, templates, job_kwargs
+        As for `add_faint_spikes`.
+    units : np.ndarray, int64, shape (n_units,)
+        Indices.
+    size : float
+        Of the spikes, in multiples of the templates.
+    threshold : float
+        By how much a spike makes the squares of what is left smaller at least.
+
+    Returns
+    -------
+    spikes : np.ndarray, structured (sample_index, unit_index, segment_index), shape (n_spikes,)
+    """
+    spikes = sorting.to_spike_vector()
+    if len(units) == 0:
+        return spikes[:0]
+    whole = templates.select_units(templates.unit_ids[units])
     found = find_spikes_from_templates(
         take_away(traces, sorting, templates),
-        templates.select_units(templates.unit_ids[weak]),
+        replace(whole, templates_array=np.float32(size) * whole.templates_array),
         method="wobble",
-        method_kwargs=dict(parameters=dict(threshold=THRESHOLD)),
+        method_kwargs=dict(parameters=dict(threshold=threshold)),
         job_kwargs=job_kwargs,
     )
-    spikes = sorting.to_spike_vector()
     faint = np.zeros(len(found), dtype=spikes.dtype)
     faint["sample_index"], faint["segment_index"] = found["sample_index"], found["segment_index"]
-    faint["unit_index"] = weak[found["cluster_index"]]
-    faint = faint[is_alone(faint, spikes, find_nearby(templates), sorting.sampling_frequency)]
-    spikes = np.concatenate([spikes, faint])
+    faint["unit_index"] = units[found["cluster_index"]]
+    return faint[is_alone(faint, spikes, find_nearby(templates), sorting.sampling_frequency)]
+
+
+def add_spikes(sorting, spikes):
+    """The sorting with more spikes (sample_index, unit_index, segment_index) of its units."""
+    if len(spikes) == 0:
+        return sorting
+    spikes = np.concatenate([sorting.to_spike_vector(), spikes])
     labels = sorting.unit_ids[spikes["unit_index"]]
     return make_sorting(spikes["sample_index"], labels, spikes["segment_index"], sorting.sampling_frequency)[0]
 

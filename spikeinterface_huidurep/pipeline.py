@@ -246,7 +246,7 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
 
 def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
     """
-    Match again where the waveforms of units change slowly, and look for the faint spikes of weak units.
+    Match again where the waveforms of units change slowly, and look for faint spikes: of weak units, and of bursts.
 
     The files of their residuals go to `folder`, which is made.
 

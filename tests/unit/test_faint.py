@@ -14,15 +14,15 @@ SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "1s", "progress_bar": False}
 N_SPIKES = 300
 APART = 900  # samples
+SAMPLES = APART * np.arange(1, N_SPIKES + 1)
 
 
-def make_unit(norm):
-    """Noise with spikes of one unit far apart, its template, and their samples."""
+def make_unit(norm, samples=SAMPLES, sizes=1.0):
+    """Noise with spikes of one unit, by default far apart, its template, and their samples."""
     rng = np.random.default_rng(0)
     waveform = np.zeros((60, 4), dtype="float32")
     waveform[15:25] = -np.hanning(12)[1:-1, None] * [1.0, 0.8, 0.6, 0.3]
     waveform[25:45] = 0.4 * np.hanning(22)[1:-1, None] * [1.0, 0.8, 0.6, 0.3]
-    samples = APART * np.arange(1, N_SPIKES + 1)
     noise = rng.standard_normal((APART * (N_SPIKES + 2), 4)).astype("float32")
     silence = NumpyRecording([noise], SAMPLING_FREQUENCY)
     silence.set_dummy_probe_from_locations(20.0 * np.arange(8.0).reshape(4, 2))
@@ -36,8 +36,8 @@ def make_unit(norm):
         probe=silence.get_probe(),
         is_in_uV=False,
     )
-    truth, _ = make_sorting(samples, np.full(N_SPIKES, 7), np.zeros(N_SPIKES, int), SAMPLING_FREQUENCY)
-    traces = InjectTemplatesRecording(truth, templates.templates_array, nbefore=20, parent_recording=silence)
+    truth, _ = make_sorting(samples, np.full(len(samples), 7), np.zeros(len(samples), int), SAMPLING_FREQUENCY)
+    traces = InjectTemplatesRecording(truth, templates.templates_array, 20, sizes, parent_recording=silence)
     return traces, templates, samples
 
 
@@ -89,3 +89,32 @@ def test_templates_are_nearby_where_they_share_a_channel():
         sparsity_mask=mask,
     )
     assert find_nearby(templates).tolist() == [[True, True, False], [True, True, False], [False, False, True]]
+
+
+def make_bursts(sizes):
+    """As `make_unit`, with bursts of spikes of these sizes 5 ms apart; and the spikes as large as the first."""
+    samples = np.add.outer(4 * APART * np.arange(1, N_SPIKES // 4), 150 * np.arange(len(sizes))).ravel()
+    all_sizes = np.tile(sizes, len(samples) // len(sizes))
+    traces, templates, _ = make_unit(30.0, samples, all_sizes)
+    return traces, templates, samples[all_sizes == 1], samples[all_sizes < 1]
+
+
+def test_the_small_spikes_of_bursts_are_found():
+    traces, templates, large, small = make_bursts([1.0, 1.0, 0.4, 0.4])
+    matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
+    assert count_found(matched, large) == (len(large), 0)
+    sorting = add_faint_spikes(traces, matched, templates, JOB_KWARGS)
+    assert count_found(sorting, np.sort(np.r_[large, small])) == (len(large) + len(small), 0)
+
+
+def test_small_spikes_that_follow_no_others_are_of_another_neuron():
+    traces, templates, large, small = make_bursts([1.0, 1.0, 0.0, 0.0, 0.0, 0.4])
+    matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
+    sorting = add_faint_spikes(traces, matched, templates, JOB_KWARGS)
+    assert count_found(sorting, large) == (len(large), 0)
+
+
+def test_small_spikes_of_a_unit_that_does_not_burst_are_of_another_neuron():
+    traces, templates, large, small = make_bursts([1.0, 0.4])
+    matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
+    assert add_faint_spikes(traces, matched, templates, JOB_KWARGS) is matched
