@@ -10,8 +10,9 @@ They may be anywhere: beyond the reach of its template a large spike is left as 
 to all channels.
 
 What is left at the ends of a template comes later or earlier, at delays at which a neuron may also make another fire.
-Some spikes at such delays are no leftovers, but a unit of which most are is none. Nor is an echo: a unit that comes
-milliseconds after a larger one, to a tenth of a millisecond. No synapse is as exact.
+Some spikes at such delays are no leftovers, but a unit of which most are is none. Nor is an echo: a unit of which many
+spikes come milliseconds after a larger one, to a tenth of a millisecond. No synapse is as exact. The others are noise,
+or come after other neurons, as where waveforms that were injected all end in a step.
 """
 
 import numpy as np
@@ -27,9 +28,9 @@ N_AROUND = 1  # samples to both sides of a delay that are counted with it
 MAX_PROBABILITY = 1e-4  # that chance gave as many
 MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it gives less all are left out
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
-MAX_DELAY_OF_ECHO_MS = 10.0
+MAX_DELAY_OF_ECHO_MS = 10.0  # from MAX_DELAY_OF_UNIT_MS on; what comes earlier is a leftover
 JITTER_OF_ECHO_MS = 0.1  # to both sides of the delay
-MIN_ECHOES = 0.7  # share of the spikes of a unit; few neurons make another fire as often
+MIN_ECHOES, MIN_SHARE_OF_ECHOES = 5, 0.4  # spikes of a unit; of neurons it is a share of 0.02, of echoes 0.5 or more
 
 
 def find_true_shares(sorting, norms, neurons, max_delays_ms):
@@ -123,7 +124,7 @@ def measure_shares(delays, max_delay, per_delay):
 
 def find_echoes(sorting, norms, neurons):
     """
-    Units of which nearly all spikes come at one delay after those of a larger neuron.
+    Units of which many spikes come at one delay after those of a larger neuron.
 
     Parameters are those of `find_true_shares`.
 
@@ -131,15 +132,16 @@ def find_echoes(sorting, norms, neurons):
     -------
     is_echo : np.ndarray, bool, shape (n_units,)
     """
-    max_delay, jitter = (
-        round(ms * 1e-3 * sorting.sampling_frequency) for ms in (MAX_DELAY_OF_ECHO_MS, JITTER_OF_ECHO_MS)
+    min_delay, max_delay, jitter = (
+        round(ms * 1e-3 * sorting.sampling_frequency)
+        for ms in (MAX_DELAY_OF_UNIT_MS, MAX_DELAY_OF_ECHO_MS, JITTER_OF_ECHO_MS)
     )
     n_spikes = np.bincount(sorting.to_spike_vector()["unit_index"], minlength=len(norms))
     is_echo = np.zeros(len(norms), dtype=bool)
     for unit, neuron, _, delays in find_delays(sorting, norms, neurons, max_delay):
         if neuron != neurons[unit]:
-            at_delay = np.convolve(np.bincount(delays[delays > 0], minlength=1), np.ones(2 * jitter + 1))
-            is_echo[unit] |= at_delay.max() >= MIN_ECHOES * n_spikes[unit]
+            at_delay = np.convolve(np.bincount(delays[delays > min_delay], minlength=1), np.ones(2 * jitter + 1))
+            is_echo[unit] |= at_delay.max() >= max(MIN_ECHOES, MIN_SHARE_OF_ECHOES * n_spikes[unit])
     return is_echo
 
 

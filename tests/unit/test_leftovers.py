@@ -6,6 +6,7 @@ import pytest
 from spikeinterface_huidurep.leftovers import (
     MAX_DELAY_MS,
     MAX_DELAY_OF_UNIT_MS,
+    MIN_ECHOES,
     MIN_TRUE,
     find_echoes,
     find_true_shares,
@@ -139,12 +140,13 @@ def draw_delayed(large, delay_ms, jitter_ms, share=0.9):
     return np.sort(np.r_[followed + delays.astype(int), draw_train(1000 - len(followed), 7)])
 
 
-def test_an_echo_is_found():
+@pytest.mark.parametrize("share", [0.9, 0.5])
+def test_an_echo_is_found(share):
     large = draw_train(1200, 0)
-    assert find_echoes_of_pair(large, draw_delayed(large, 5.5, 0.04)) == [False, True]
+    assert find_echoes_of_pair(large, draw_delayed(large, 5.5, 0.04, share)) == [False, True]
 
 
-@pytest.mark.parametrize(("jitter_ms", "share"), [(0.3, 1.0), (0.04, 0.5), (0.04, 0.0)])
+@pytest.mark.parametrize(("jitter_ms", "share"), [(0.3, 1.0), (0.04, 0.3), (0.04, 0.0)])
 def test_neurons_that_make_others_fire_have_no_echo(jitter_ms, share):
     large = draw_train(1200, 0)
     assert find_echoes_of_pair(large, draw_delayed(large, 5.5, jitter_ms, share)) == [False, False]
@@ -156,6 +158,18 @@ def test_an_echo_comes_after_a_larger_spike_of_another_neuron():
     assert find_echoes_of_pair(large, small, norms=(12.0, 50.0)) == [False, False]
     assert find_echoes_of_pair(large, draw_delayed(large, -5.5, 0.04)) == [False, False]
     assert find_echoes_of_pair(large, small, neurons=(0, 0)) == [False, False]
+
+
+def test_a_few_spikes_are_no_echo():
+    large = draw_train(1200, 0)
+    few = draw_delayed(large, 5.5, 0.04)[: MIN_ECHOES - 1]
+    assert find_echoes_of_pair(large, few) == [False, False]
+
+
+def test_what_comes_sooner_is_no_echo():
+    """`find_true_shares` tells leftovers."""
+    large = draw_train(1200, 0)
+    assert find_echoes_of_pair(large, draw_delayed(large, 2.0, 0.04)) == [False, False]
 
 
 def test_the_spikes_of_an_echo_go():
