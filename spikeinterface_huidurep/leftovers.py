@@ -30,6 +30,7 @@ MIN_TRUE = 0.2  # share of the spikes at a delay that chance gives; where it giv
 MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; with less the unit is none
 MAX_DELAY_OF_ECHO_MS = 10.0  # from MAX_DELAY_OF_UNIT_MS on; what comes earlier is a leftover
 JITTER_OF_ECHO_MS = 0.1  # to both sides of the delay
+MAX_SIZE_OF_ECHO = 0.3  # times the larger neuron; two neurons that stimulation makes fire may be as exact
 MIN_ECHOES, MIN_SHARE_OF_ECHOES = 5, 0.4  # spikes of a unit; of neurons it is a share of 0.02, of echoes 0.5 or more
 
 
@@ -124,7 +125,7 @@ def measure_shares(delays, max_delay, per_delay):
 
 def find_echoes(sorting, norms, neurons):
     """
-    Units of which many spikes come at one delay after those of a larger neuron.
+    Units of which many spikes come at one delay after those of a far larger neuron.
 
     Parameters are those of `find_true_shares`.
 
@@ -139,7 +140,7 @@ def find_echoes(sorting, norms, neurons):
     n_spikes = np.bincount(sorting.to_spike_vector()["unit_index"], minlength=len(norms))
     is_echo = np.zeros(len(norms), dtype=bool)
     for unit, neuron, _, delays in find_delays(sorting, norms, neurons, max_delay):
-        if neuron != neurons[unit]:
+        if norms[unit] <= MAX_SIZE_OF_ECHO * norms[neurons == neuron].max() and neuron != neurons[unit]:
             at_delay = np.convolve(np.bincount(delays[delays > min_delay], minlength=1), np.ones(2 * jitter + 1))
             is_echo[unit] |= at_delay.max() >= max(MIN_ECHOES, MIN_SHARE_OF_ECHOES * n_spikes[unit])
     return is_echo

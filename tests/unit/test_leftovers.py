@@ -152,10 +152,11 @@ def test_neurons_that_make_others_fire_have_no_echo(jitter_ms, share):
     assert find_echoes_of_pair(large, draw_delayed(large, 5.5, jitter_ms, share)) == [False, False]
 
 
-def test_an_echo_comes_after_a_larger_spike_of_another_neuron():
+def test_an_echo_comes_after_a_far_larger_spike_of_another_neuron():
     large = draw_train(1200, 0)
     small = draw_delayed(large, 5.5, 0.04)
     assert find_echoes_of_pair(large, small, norms=(12.0, 50.0)) == [False, False]
+    assert find_echoes_of_pair(large, small, norms=(30.0, 12.0)) == [False, False]
     assert find_echoes_of_pair(large, draw_delayed(large, -5.5, 0.04)) == [False, False]
     assert find_echoes_of_pair(large, small, neurons=(0, 0)) == [False, False]
 
