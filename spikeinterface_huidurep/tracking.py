@@ -23,6 +23,7 @@ MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
 MIN_SHARE = 1 / 3  # of the energy of a change that is not chance; few reach it where nothing drifts, most where it does
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
+MIN_CHANGE_OF_BLOCK = 3.0  # noise SD, of some template on its own channels; with less no other spikes are found
 
 
 def split_time(traces):
@@ -130,14 +131,14 @@ def measure_chance(values):
 
 def match_changing_templates(traces, sorting, templates, changes, params, job_kwargs):
     """
-    Match the blocks in which units change with the templates as they are there.
+    Match the blocks in which some unit changes by MIN_CHANGE_OF_BLOCK with the templates as they are there.
 
     Parameters
     ----------
     traces : BaseRecording
         In multiples of the noise SD.
     sorting : NumpySorting
-        What the templates of the whole recording found: kept in the other blocks.
+        What the templates of the whole recording found: kept in the other blocks, all of it if there is no such block.
     templates : spikeinterface.core.Templates
         Of the units of the sorting, in their order.
     changes : Changes
@@ -149,10 +150,13 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
     sorting : NumpySorting
         Unit ids are those of the templates that fire at least at `min_firing_rate`.
     """
+    is_matched = [measure_largest_change(templates, of_block) >= MIN_CHANGE_OF_BLOCK for of_block in changes.of_block]
+    if not any(is_matched):
+        return sorting
     spikes = sorting.to_spike_vector()
     found = []
-    for block, of_block in zip(changes.blocks, changes.of_block, strict=True):
-        if of_block:
+    for block, of_block, matches in zip(changes.blocks, changes.of_block, is_matched, strict=True):
+        if matches:
             found.append(_match_block(traces, change_templates(templates, of_block), block, job_kwargs))
         else:
             inside = spikes[find_block(spikes, block)]
@@ -162,6 +166,26 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
     labels = keep_frequent_units(labels, traces.get_total_duration(), params)
     kept = labels >= 0
     return make_sorting(samples[kept], labels[kept], segments[kept], traces.sampling_frequency)[0]
+
+
+def measure_largest_change(templates, changes):
+    """
+    Largest norm of a change on the channels of its template.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+        Sparse.
+    changes : dict of unit id -> Change
+
+    Returns
+    -------
+    norm : float
+        0 without changes.
+    """
+    is_own = dict(zip(templates.unit_ids.tolist(), templates.sparsity_mask, strict=True))
+    norms = [np.linalg.norm(change.waveform[is_own[unit_id][change.channels]]) for unit_id, change in changes.items()]
+    return max(norms, default=0.0)
 
 
 def _match_block(traces, templates, block, job_kwargs):

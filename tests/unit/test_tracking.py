@@ -12,11 +12,13 @@ from spikeinterface_huidurep.tracking import (
     BLOCK_S,
     MAX_BLOCKS,
     MIN_CHANGE,
+    MIN_CHANGE_OF_BLOCK,
     MIN_SPIKES,
     borrow_changes,
     change_templates,
     find_changes,
     match_changing_templates,
+    measure_largest_change,
     shrink_mean,
     split_time,
 )
@@ -206,6 +208,37 @@ def test_blocks_without_a_change_are_kept(drifting):
     assert np.array_equal(before[find_block(before, blocks[0])], after[find_block(after, blocks[0])])
     kept = match_changing_templates(traces, sorting, templates, Changes(blocks, [{}, {}]), SorterParams(), JOB_KWARGS)
     assert np.array_equal(kept.to_spike_vector(), before)
+
+
+def test_the_largest_change_is_that_on_the_channels_of_the_template():
+    sparse = np.ones((2, N_SAMPLES, 3), dtype="float32")
+    sparse[1, :, 2] = 0
+    templates = Templates(
+        sparse,
+        SAMPLING_FREQUENCY,
+        N_BEFORE,
+        sparsity_mask=np.array([[True, False, True, True], [False, True, True, False]]),
+        channel_ids=np.arange(4),
+        unit_ids=np.array(UNIT_IDS),
+    )
+    changes = {
+        3: Change(np.array([1, 2]), np.array([[9.0], [-2.0]])),
+        8: Change(np.array([0, 3]), np.full((2, 1), 9.0)),
+    }
+    assert measure_largest_change(templates, changes) == 2.0
+    assert measure_largest_change(templates, {}) == 0.0
+
+
+@pytest.mark.parametrize("factor, is_kept", [(0.99, True), (1.01, False)])
+def test_a_block_is_matched_anew_if_a_template_changes_enough(drifting, factor, is_kept):
+    traces, sorting, templates, residuals, blocks, _ = drifting
+    early, _ = find_changes(sorting, residuals, blocks).of_block
+    factor *= MIN_CHANGE_OF_BLOCK / measure_largest_change(templates, early)
+    small = {unit: Change(change.channels, factor * change.waveform) for unit, change in early.items()}
+    found = match_changing_templates(
+        traces, sorting, templates, Changes(blocks, [small, {}]), SorterParams(), JOB_KWARGS
+    )
+    assert (found is sorting) == is_kept
 
 
 @pytest.mark.parametrize("shift", range(-60, 61, 20))
