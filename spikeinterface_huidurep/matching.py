@@ -12,6 +12,8 @@ from spikeinterface_huidurep.overlaps import find_mixtures, resolve_overlaps
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
+REFERENCED = "referenced"  # annotation of traces from which their mean is taken away: it takes spikes to all channels
+MIN_SPIKES_FAR = 100  # of templates that reach all channels then; the mean of fewer has noise of MIN_CHANNEL_PTP
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
 MIN_SIZE = 0.95  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by
@@ -58,7 +60,7 @@ def estimate_templates(traces, peaks, labels, params, job_kwargs):
 
 def average_peaks(traces, peaks, labels, params, job_kwargs):
     """
-    Mean waveforms on the channels around the peaks of each label.
+    Mean waveforms on the channels around the peaks of each label; on all of them if the traces are REFERENCED.
 
     Parameters
     ----------
@@ -78,8 +80,11 @@ def average_peaks(traces, peaks, labels, params, job_kwargs):
     sparsity, _ = compute_sparsity_from_peaks_and_label(
         peaks[order], sorting.to_spike_vector()["unit_index"], sorting.unit_ids, traces, TEMPLATE_RADIUS_UM
     )
+    mask = sparsity.mask
+    if traces.get_annotation(REFERENCED, copy=False):
+        mask = mask | (sorting.count_num_spikes_per_unit(outputs="array") >= MIN_SPIKES_FAR)[:, None]
     nbefore, nafter = (ms_to_samples(ms, traces.sampling_frequency) for ms in (params.ms_before, params.ms_after))
-    return average_spikes(traces, sorting, nbefore, nafter, sparsity.mask, job_kwargs)
+    return average_spikes(traces, sorting, nbefore, nafter, mask, job_kwargs)
 
 
 def keep_large_templates(templates, params):

@@ -10,6 +10,7 @@ from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
+from spikeinterface_huidurep.matching import REFERENCED
 from spikeinterface_huidurep.motion import decide_motion, join_segments, move_back
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
@@ -250,8 +251,10 @@ def choose_reference(filtered, seed):
 
 
 def take_mean_away(recording, channel_ids):
-    """The mean of some channels taken away from all; lazy."""
-    return common_reference(recording, operator="average", ref_channel_ids=channel_ids)
+    """The mean of some channels taken away from all, as the annotation REFERENCED says; lazy."""
+    referenced = common_reference(recording, operator="average", ref_channel_ids=channel_ids)
+    referenced.annotate(**{REFERENCED: True})
+    return referenced
 
 
 def share_noise(chunks, is_quiet, sampling_frequency):

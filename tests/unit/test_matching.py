@@ -16,6 +16,9 @@ from spikeinterface_huidurep.matching import (
     MIN_SIMILARITY,
     MIN_SIZE,
     MIN_SIZE_OF_ANY,
+    MIN_SPIKES_FAR,
+    REFERENCED,
+    TEMPLATE_RADIUS_UM,
     WEAK_NORM,
     average_peaks,
     estimate_templates,
@@ -158,6 +161,17 @@ def test_templates_are_the_mean_waveforms(two_units):
     for unit, found in enumerate(templates.get_dense_templates()):
         wanted = np.mean([recording.get_traces(0, s - 60, s + 90) for s in samples[unit]], axis=0)
         np.testing.assert_allclose(found, wanted, atol=1e-3)
+
+
+@pytest.mark.parametrize("is_referenced", [True, False])
+def test_templates_of_many_spikes_reach_all_channels_where_a_reference_takes_them_there(is_referenced):
+    recording = NumpyRecording([np.zeros((30_000, N_CHANNELS), dtype="float32")], SAMPLING_FREQUENCY)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(N_CHANNELS), TEMPLATE_RADIUS_UM * np.arange(N_CHANNELS)])
+    recording.annotate(**{REFERENCED: is_referenced})
+    samples = [np.linspace(200, 29_000, n_spikes).astype(int) for n_spikes in (MIN_SPIKES_FAR, MIN_SPIKES_FAR - 1)]
+    templates = average_peaks(recording, *peaks_of(samples, [0, 0]), PARAMS, JOB_KWARGS)
+    near = [True, True, False, False]
+    assert templates.sparsity_mask.tolist() == [[True] * N_CHANNELS if is_referenced else near, near]
 
 
 def test_first_templates_are_the_mean_waveforms_of_spikes_alone_on_the_channels_that_they_reach(two_units):

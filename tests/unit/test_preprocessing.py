@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep.glitches import silence_glitches
+from spikeinterface_huidurep.matching import REFERENCED
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     MAX_SIZE,
@@ -223,6 +224,14 @@ def test_what_is_wrong_with_a_channel_does_not_spread_to_others(noise, glitch):
     others = np.arange(MIN_CHANNELS_FOR_REFERENCE) != 3
     before, after = (filter_all(values)[:, others] for values in (traces, wrong))
     assert np.abs(after - before).max() < before.std()
+
+
+@pytest.mark.parametrize("shared, is_referenced", [(0.0, False), (3.0, True)])
+def test_traces_say_whether_their_mean_is_taken_away(shared, is_referenced, tmp_path):
+    rng = np.random.default_rng(0)
+    noise = rng.normal(size=(60_000, MIN_CHANNELS_FOR_REFERENCE)) + shared * rng.normal(size=(60_000, 1))
+    traces, _ = preprocess(make_recording(noise.astype("float32")), PARAMS, tmp_path, JOB_KWARGS)
+    assert (traces.get_annotation(REFERENCED) is True) == is_referenced
 
 
 def test_a_filtered_recording_is_filtered_again_with_a_warning(caplog, tmp_path):
