@@ -63,9 +63,9 @@ COSTS = (
     "the figure a grey point is a case and a red line the median."
 )
 TIMED_RUNS = (
-    "Costs on an idle machine (the runs of `make bench`: 60 s recordings, one job, compilation included; huidurep "
-    "compiles in its first run only, which takes 10 to 20 s longer), medians over the recordings of each sorter; the "
-    "fastest peer is that of the same recording."
+    "Costs on an idle machine (the runs of `make bench`: 60 s recordings, one job, what peers compile included; "
+    "huidurep compiles in its first run only, which takes 10 to 20 s longer), medians over the recordings of each "
+    "sorter; the fastest peer is that of the same recording."
 )
 CONFIDENCE = (
     "Of huidurep. Miscalibration: difference between the probability of spikes and the share that is at a true spike "
