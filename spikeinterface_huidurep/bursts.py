@@ -8,7 +8,15 @@ neuron.
 import numpy as np
 from scipy.stats import poisson
 
-from spikeinterface_huidurep.trains import BURST_S, MAX_PROBABILITY, count_pairs, expect_pairs, find_times
+from spikeinterface_huidurep.trains import (
+    BURST_S,
+    MAX_PROBABILITY,
+    count_pairs,
+    expect_pairs,
+    find_times,
+    have_between,
+    list_trains,
+)
 
 MIN_EXCESS = 1.5  # times as many pairs of spikes within a burst as chance would give
 MIN_SPIKES = 10
@@ -28,10 +36,7 @@ def find_bursting_units(sorting):
     units : np.ndarray, int64, shape (n_bursting,)
         Indices.
     """
-    spikes = sorting.to_spike_vector()
-    times_s = find_times(spikes, sorting.sampling_frequency)
-    trains_s = [times_s[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]
-    return np.flatnonzero([fires_in_bursts(train_s) for train_s in trains_s])
+    return np.flatnonzero([fires_in_bursts(train_s) for train_s in list_trains(sorting)])
 
 
 def fires_in_bursts(times_s):
@@ -60,8 +65,7 @@ def follow_others(small, spikes, sampling_frequency):
     follow = np.zeros(len(small), dtype=bool)
     for unit in np.unique(small["unit_index"]):
         rows, all_s = np.flatnonzero(small["unit_index"] == unit), np.sort(times_s[together["unit_index"] == unit])
-        earliest, latest = (np.searchsorted(all_s, times_s[rows] - interval_s) for interval_s in BURST_S[::-1])
-        n_following = np.sum(latest > earliest)
-        if n_following >= max(MIN_SPIKES, MIN_FOLLOWING * len(rows)):
-            follow[rows] = latest > earliest
+        follows = have_between(times_s[rows], all_s, -BURST_S[1], -BURST_S[0])
+        if follows.sum() >= max(MIN_SPIKES, MIN_FOLLOWING * len(rows)):
+            follow[rows] = follows
     return follow

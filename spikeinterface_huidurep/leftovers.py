@@ -31,7 +31,7 @@ MIN_TRUE_OF_UNIT = 0.5  # share of the spikes of a unit that are no leftovers; w
 MAX_DELAY_OF_ECHO_MS = 10.0  # from MAX_DELAY_OF_UNIT_MS on; what comes earlier is a leftover
 JITTER_OF_ECHO_MS = 0.1  # to both sides of the delay
 MAX_SIZE_OF_ECHO = 0.3  # times the larger neuron; two neurons that stimulation makes fire may be as exact
-MIN_ECHOES, MIN_SHARE_OF_ECHOES = 5, 0.4  # spikes of a unit; of neurons it is a share of 0.02, of echoes 0.5 or more
+MIN_ECHOES, MIN_SHARE_OF_ECHOES = 5, 0.4  # spikes of a unit; neurons had a share of 0.02 at most, echoes of 0.49
 
 
 def find_true_shares(sorting, norms, neurons, max_delays_ms):

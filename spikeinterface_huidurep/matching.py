@@ -9,11 +9,11 @@ from spikeinterface.sortingcomponents.tools import clean_templates, compute_spar
 
 from spikeinterface_huidurep.collisions import find_single_spikes
 from spikeinterface_huidurep.overlaps import find_mixtures, resolve_overlaps
+from spikeinterface_huidurep.preprocessing import REFERENCED
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 TEMPLATE_RADIUS_UM = 200.0  # what a large spike leaves beyond is taken for small spikes
-REFERENCED = "referenced"  # annotation of traces from which their mean is taken away: it takes spikes to all channels
-MIN_SPIKES_FAR = 100  # of templates that reach all channels then; the mean of fewer has noise of MIN_CHANNEL_PTP
+MIN_SPIKES_FAR = 100  # of templates that reach all channels of REFERENCED traces; fewer have noise of MIN_CHANNEL_PTP
 MIN_CHANNEL_PTP = 1.0  # noise SD, peak to peak: channels below it do not belong to a template
 MAX_INFLATION = 2.5  # times more spikes by matching than by detection: a weak template may have found noise
 MIN_SIZE = 0.95  # mean size of its spikes in multiples of the template: noise is smaller than what it was picked by

@@ -10,7 +10,6 @@ from spikeinterface.sortingcomponents.tools import cache_preprocessing
 
 from spikeinterface_huidurep.artifacts import MIN_HZ, find_artifacts, silence_artifacts, spread_channels
 from spikeinterface_huidurep.glitches import silence_glitches
-from spikeinterface_huidurep.matching import REFERENCED
 from spikeinterface_huidurep.motion import decide_motion, join_segments, move_back
 from spikeinterface_huidurep.restlessness import find_restless_stretches
 from spikeinterface_huidurep.whitening import (
@@ -25,6 +24,7 @@ logger = logging.getLogger(__name__)
 
 MIN_CHANNELS_FOR_REFERENCE = 32  # the mean of fewer channels holds too much of the spikes
 MAX_LEVEL_IN_REFERENCE = 2.0  # noise of the channels that are averaged, in multiples of the median channel's
+REFERENCED = "referenced"  # annotation of traces from which their mean is taken away: it takes spikes to all channels
 WINDOW_MS = 20.0  # in which noise is measured with and without a reference
 MIN_RATIO = 1.4  # of the two; 1.25 by noise that neighbours share and by spikes, and whitening takes away as much
 MIN_SHARE_OF_WINDOWS = 0.05  # in which it is; the noise of muscles comes and goes, but artifacts are no such noise

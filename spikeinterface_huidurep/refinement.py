@@ -28,7 +28,7 @@ from spikeinterface_huidurep.merging import shift_each, thin
 from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
 from spikeinterface_huidurep.sizes import split_sizes
 from spikeinterface_huidurep.splitting import split_unit
-from spikeinterface_huidurep.trains import find_times
+from spikeinterface_huidurep.trains import list_trains
 
 MAX_SPIKES = 3000  # of one unit; more do not change the verdict nor the templates
 MIN_GAIN = 1.5  # times more spikes than were known of the unit: they make a better template
@@ -122,7 +122,7 @@ def refine_units(sorting, residuals, n_spikes, made_of, threshold, seed):
     norms = residuals.measure_norms()
     changes = _Changes()
     weights = (sizes / np.maximum([len(rows) for rows in members], 1))[unit_indices]
-    _split_units(changes, residuals, members, _list_times(sorting), threshold, seed)
+    _split_units(changes, residuals, members, list_trains(sorting), threshold, seed)
     _uncover_neurons(changes, residuals, sorting.to_spike_vector(), sizes, weights, threshold, seed)
     for first, second, lag in find_same_units(residuals, members, sizes, made_of, threshold):
         lags = np.repeat([0, lag], [len(members[first]), len(members[second])])
@@ -204,13 +204,6 @@ def _get_waveform_and_whitener(residuals, unit_index):
     channels = residuals.find_channels(unit_index)
     waveform = residuals.get_waveform(unit_index, channels)[:, residuals.window]
     return waveform, residuals.noise.make_whitener(channels, waveform.shape[1])
-
-
-def _list_times(sorting):
-    """Of the spikes of each unit in s, see `trains.find_times`."""
-    spikes = sorting.to_spike_vector()
-    times_s = find_times(spikes, sorting.sampling_frequency)
-    return [times_s[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]
 
 
 def _align_units(changes, residuals, members, made_of, norms):

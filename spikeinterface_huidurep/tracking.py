@@ -150,14 +150,15 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
     sorting : NumpySorting
         Unit ids are those of the templates that fire at least at `min_firing_rate`.
     """
-    is_matched = [measure_largest_change(templates, of_block) >= MIN_CHANGE_OF_BLOCK for of_block in changes.of_block]
+    changed = [change_templates(templates, of_block) for of_block in changes.of_block]
+    is_matched = [measure_largest_change(templates, of_block) >= MIN_CHANGE_OF_BLOCK for of_block in changed]
     if not any(is_matched):
         return sorting
     spikes = sorting.to_spike_vector()
     found = []
-    for block, of_block, matches in zip(changes.blocks, changes.of_block, is_matched, strict=True):
+    for block, of_block, matches in zip(changes.blocks, changed, is_matched, strict=True):
         if matches:
-            found.append(_match_block(traces, change_templates(templates, of_block), block, job_kwargs))
+            found.append(_match_block(traces, of_block, block, job_kwargs))
         else:
             inside = spikes[find_block(spikes, block)]
             found.append((inside["sample_index"], inside["unit_index"], inside["segment_index"]))
@@ -168,24 +169,9 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
     return make_sorting(samples[kept], labels[kept], segments[kept], traces.sampling_frequency)[0]
 
 
-def measure_largest_change(templates, changes):
-    """
-    Largest norm of a change on the channels of its template.
-
-    Parameters
-    ----------
-    templates : spikeinterface.core.Templates
-        Sparse.
-    changes : dict of unit id -> Change
-
-    Returns
-    -------
-    norm : float
-        0 without changes.
-    """
-    is_own = dict(zip(templates.unit_ids.tolist(), templates.sparsity_mask, strict=True))
-    norms = [np.linalg.norm(change.waveform[is_own[unit_id][change.channels]]) for unit_id, change in changes.items()]
-    return max(norms, default=0.0)
+def measure_largest_change(templates, changed):
+    """Largest norm of the difference between the templates and those of `change_templates`, in noise SD."""
+    return np.linalg.norm(changed.templates_array - templates.templates_array, axis=(1, 2)).max(initial=0.0)
 
 
 def _match_block(traces, templates, block, job_kwargs):

@@ -25,6 +25,18 @@ def find_times(spikes, sampling_frequency):
     return concatenate_segments(spikes, BETWEEN_SEGMENTS_S * sampling_frequency) / sampling_frequency
 
 
+def list_trains(sorting):
+    """Times of the spikes of each unit in s, ascending; see `find_times`."""
+    spikes = sorting.to_spike_vector()
+    times_s = find_times(spikes, sorting.sampling_frequency)
+    return [times_s[spikes["unit_index"] == index] for index in range(len(sorting.unit_ids))]
+
+
+def have_between(times_s, others_s, start_s, stop_s):
+    """Which times have one of the others, ascending, from `start_s` to `stop_s` after them: bool (n_times,)."""
+    return np.searchsorted(others_s, times_s + stop_s) > np.searchsorted(others_s, times_s + start_s)
+
+
 def count_pairs(first_s, second_s, nearest_s, farthest_s):
     """Number of pairs, one time of each ascending array, whose distance is between `nearest_s` and `farthest_s`."""
     within = [
@@ -68,10 +80,8 @@ def avoid_each_other(first_s, second_s):
 
 def follow_in_bursts(first_s, second_s):
     """Whether the spikes of the second train, both ascending, come within a burst after those of the first."""
-    n_after, n_before = (
-        int(np.sum(np.searchsorted(first_s, second_s + stop) > np.searchsorted(first_s, second_s + start)))
-        for start, stop in ((-BURST_S[1], -BURST_S[0]), BURST_S)
-    )
+    n_after = np.sum(have_between(second_s, first_s, -BURST_S[1], -BURST_S[0]))
+    n_before = np.sum(have_between(second_s, first_s, *BURST_S))
     is_frequent = n_after >= max(1, MIN_IN_BURSTS * len(second_s))
     return bool(is_frequent and binom.sf(n_after - 1, n_after + n_before, 0.5) < MAX_PROBABILITY)
 

@@ -17,7 +17,6 @@ from spikeinterface_huidurep.matching import (
     MIN_SIZE,
     MIN_SIZE_OF_ANY,
     MIN_SPIKES_FAR,
-    REFERENCED,
     TEMPLATE_RADIUS_UM,
     WEAK_NORM,
     average_peaks,
@@ -35,6 +34,7 @@ from spikeinterface_huidurep.matching import (
     move_inside,
 )
 from spikeinterface_huidurep.params import SorterParams
+from spikeinterface_huidurep.preprocessing import REFERENCED
 
 SAMPLING_FREQUENCY = 30_000.0
 JOB_KWARGS = {"n_jobs": 1, "chunk_duration": "500ms", "progress_bar": False}

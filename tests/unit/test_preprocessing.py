@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from spikeinterface.core import NumpyRecording
 
 from spikeinterface_huidurep.glitches import silence_glitches
-from spikeinterface_huidurep.matching import REFERENCED
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.preprocessing import (
     MAX_SIZE,
     MIN_CHANNELS_FOR_REFERENCE,
+    REFERENCED,
     STEPS_PER_SD,
     check_finite,
     choose_reference,

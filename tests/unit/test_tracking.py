@@ -225,15 +225,15 @@ def test_the_largest_change_is_that_on_the_channels_of_the_template():
         3: Change(np.array([1, 2]), np.array([[9.0], [-2.0]])),
         8: Change(np.array([0, 3]), np.full((2, 1), 9.0)),
     }
-    assert measure_largest_change(templates, changes) == 2.0
-    assert measure_largest_change(templates, {}) == 0.0
+    assert measure_largest_change(templates, change_templates(templates, changes)) == 2.0
+    assert measure_largest_change(templates, change_templates(templates, {})) == 0.0
 
 
 @pytest.mark.parametrize("factor, is_kept", [(0.99, True), (1.01, False)])
 def test_a_block_is_matched_anew_if_a_template_changes_enough(drifting, factor, is_kept):
     traces, sorting, templates, residuals, blocks, _ = drifting
     early, _ = find_changes(sorting, residuals, blocks).of_block
-    factor *= MIN_CHANGE_OF_BLOCK / measure_largest_change(templates, early)
+    factor *= MIN_CHANGE_OF_BLOCK / measure_largest_change(templates, change_templates(templates, early))
     small = {unit: Change(change.channels, factor * change.waveform) for unit, change in early.items()}
     found = match_changing_templates(
         traces, sorting, templates, Changes(blocks, [small, {}]), SorterParams(), JOB_KWARGS
