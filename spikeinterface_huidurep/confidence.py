@@ -71,7 +71,7 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
             continue
         sizes, deviations = measure_sizes(residuals, rows, unit_index)
         odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
-        odds = keep_likeliest_fragments(odds, neurons[rivals])
+        odds = keep_likeliest(odds)
         candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
         total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
         chosen = np.where(odds.max(axis=1) > MIN_PROBABILITY * total, odds.argmax(axis=1), 0)
@@ -82,25 +82,21 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
     return spikes, (1 / (1 + limit_odds(all_odds))).astype("float32"), is_repeated
 
 
-def keep_likeliest_fragments(odds, neurons):
+def keep_likeliest(odds):
     """
-    Odds 0 of all fragments of a neuron but the likeliest: it has one waveform at a time, and each has its rate.
+    Odds 0 of all units but the likeliest.
+
+    What is left of a spike that drift or an overlap changed lies along the differences to all of them.
 
     Parameters
     ----------
     odds : np.ndarray, float, shape (n_spikes, n_rivals)
-    neurons : np.ndarray, int64, shape (n_rivals,)
 
     Returns
     -------
     odds : np.ndarray, float, shape (n_spikes, n_rivals)
     """
-    odds = odds.copy()
-    for neuron in np.unique(neurons):
-        fragments = np.flatnonzero(neurons == neuron)
-        likeliest = fragments[odds[:, fragments].argmax(axis=1)]
-        odds[:, fragments] *= fragments == likeliest[:, None]
-    return odds
+    return np.where(odds == odds.max(axis=1, keepdims=True, initial=0), odds, 0)
 
 
 def keep_certain_units(labels, posteriors):

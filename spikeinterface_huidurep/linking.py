@@ -8,8 +8,9 @@ also linked when they fire together, but hardly ever one within the refractory p
 their later spikes are smaller, so that a neuron is split, and follow the first ones within milliseconds. Even few
 spikes tell that, if they come after those of the other unit and not before them. Units with nearly the same template
 may overlap more, the more the closer, as a neuron that drift takes not quite to the next cluster, and may take turns of
-seconds, as what is left of drift after its correction has it. Where the displacement of the probe is known, units may
-also share it among them, one firing where the other does not. Units whose templates hardly differ are one, unless they
+seconds, as what is left of drift after its correction has it; less like ones may, too, where other units change with
+them. Where the displacement of the probe is known, units may also share it among them, one firing where the other does
+not. Units whose templates hardly differ are one, unless they
 fire within the refractory period: a neuron whose waveform has two forms was split. So are a unit and a rare one beside
 it that is hardly a neuron (`joining.py`). That two do not fire within it shows nothing where they hardly fire together
 at all. Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all
@@ -54,6 +55,7 @@ MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a s
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
 MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
+MAX_DIFFERENCE_IN_TURN, MIN_CHANGE_IN_TURN = 0.2, 0.1  # up to there if others change with them
 MIN_CHANGE = 0.015  # of others, as a share of that of two units; where drift made fragments it is 0.02 or more
 
 
@@ -91,29 +93,56 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
         trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
         together = np.concatenate(parts)
         n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        if respect_refractory_period(*trains, difference, (first, second) in doubtful) or (
-            fire_apart(*trains, difference, n_others, displacement_um, total_s)
-            and (steadiness is None or steadiness.measure_change(*trains, together, difference) >= MIN_CHANGE)
+        is_doubtful = (first, second) in doubtful
+        if respect_refractory_period(*trains, difference, is_doubtful) or drift_made_apart(
+            *trains, together, difference, n_others, displacement_um, total_s, steadiness
         ):
             neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
 
-def fire_apart(first_s, second_s, difference, n_others, displacement_um, duration_s):
+def drift_made_apart(first_s, second_s, units, difference, n_others, displacement_um, duration_s, steadiness=None):
     """
-    Whether two trains fire at different times, or displacements of the probe, as fragments do that drift made.
+    Whether two trains fire at different times because drift changes their waveforms, not for what the animal does.
 
     Parameters
     ----------
     first_s, second_s : np.ndarray, float, shape (n_first,), (n_second,)
         Times in s.
+    units : np.ndarray, int
+        Indices of the units that the two are made of.
     difference : float
         Of their templates, as a share of the energy.
     n_others : np.ndarray, int, shape (n_stretches,)
         Spikes of other units in stretches of the recording of the same length.
-    displacement_um : None | sequence of float
+    displacement_um, steadiness
         As for `link_fragments`.
     duration_s : float
+
+    Returns
+    -------
+    did_drift : bool
+    """
+    trains = first_s, second_s, difference, n_others, displacement_um, duration_s
+    is_apart = fire_apart(*trains)
+    if not fire_apart(*trains, max_difference_in_turn=MAX_DIFFERENCE_IN_TURN):
+        return False
+    change = np.inf if steadiness is None else steadiness.measure_change(first_s, second_s, units, difference)
+    return change >= MIN_CHANGE if is_apart else MIN_CHANGE_IN_TURN <= change < np.inf
+
+
+def fire_apart(
+    first_s, second_s, difference, n_others, displacement_um, duration_s, max_difference_in_turn=MAX_DIFFERENCE_OF_SAME
+):
+    """
+    Whether two trains fire at different times, or displacements of the probe, as fragments do that drift made.
+
+    Parameters
+    ----------
+    first_s, second_s, difference, n_others, displacement_um, duration_s
+        As for `drift_made_apart`.
+    max_difference_in_turn : float, default: MAX_DIFFERENCE_OF_SAME
+        From there on it does not count that they take turns.
 
     Returns
     -------
@@ -122,7 +151,7 @@ def fire_apart(first_s, second_s, difference, n_others, displacement_um, duratio
     active = leave_out_silence(first_s, second_s, n_others, duration_s)
     return (
         coincidence(*active) < limit_coincidence(difference)
-        or (difference <= MAX_DIFFERENCE_OF_SAME and fire_in_turn(*active))
+        or (difference <= max_difference_in_turn and fire_in_turn(*active))
         or (difference <= MAX_DIFFERENCE and share_displacement(first_s, second_s, displacement_um, duration_s))
     )
 

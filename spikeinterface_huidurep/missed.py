@@ -5,26 +5,30 @@ A neuron that fires rarely has few spikes on each channel, and these are lost am
 found taken away they are many of those that are left. So the peaks of neighbouring channels are clustered together, and
 by mixtures that need few spikes. Two kinds of clusters are none: those no larger than what the threshold picks out of
 noise, and those of spikes less alike than the spikes of units are, collisions that matching did not resolve. Both are
-judged by the noise at the times of their spikes.
+judged by the noise at the times of their spikes. Large neurons need fewer spikes, and may vary more. Matching may have
+taken theirs for those of others: spikes that do not fit these are put back before (`misfits.py`).
 """
 
 import numpy as np
+from spikeinterface.core import NumpySorting
 
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.detection import detect_spikes, find_pairs_of_peaks, select_spikes, weigh_peaks
 from spikeinterface_huidurep.features import compute_features, extract_for_features
 from spikeinterface_huidurep.matching import keep_frequent_units, keep_large_clusters
 from spikeinterface_huidurep.merging import merge_clusters, thin
+from spikeinterface_huidurep.misfits import find_misfits
 from spikeinterface_huidurep.residuals import cut_out, read_waveforms, take_away
 from spikeinterface_huidurep.splitting import measure_spread
 
 EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
 POOL_RADIUS_UM = 60.0  # on channels that close a small spike is detected now here, now there
-MIN_SPIKES = 20
+MIN_SPIKES, MIN_SPIKES_OF_LARGE = 20, 10
 MIN_PART = 8  # spikes of a component; a neuron may be several before they are merged
 MIN_NORM = 5.7  # noise SD; the threshold makes clusters of up to 5.5 out of noise
-MAX_SPREAD = 1.04  # times that of the spikes of units
+LARGE_NORM = 12.0  # noise SD
+MAX_SPREAD, MAX_SPREAD_OF_LARGE = 1.04, 1.3  # times that of the spikes of units
 MAX_COMPARED_UNITS, MAX_COMPARED_SPIKES = 20, 500  # of each, whose spread is measured
 N_STARTS = 3  # of each mixture
 
@@ -55,6 +59,9 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
     weights : np.ndarray, float, shape (n_peaks,)
         How many of the peaks left each stands for.
     """
+    spread_of_units = measure_spread_of_units(sorting, residuals)
+    fitting = sorting.to_spike_vector()[~find_misfits(sorting, residuals)]
+    sorting = NumpySorting(fitting, sorting.sampling_frequency, sorting.unit_ids)
     rest = take_away(traces, sorting, templates)
     all_peaks = detect_spikes(rest, params, job_kwargs, examples=traces)
     all_peaks = all_peaks[~find_explained(all_peaks, sorting, templates)]
@@ -79,7 +86,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         n_starts=N_STARTS,
     )
     vectors = cut_out(rest, peaks, neighborhoods, folder / "left", job_kwargs)
-    labels = keep_neurons(vectors, peaks, labels, residuals, MAX_SPREAD * measure_spread_of_units(sorting, residuals))
+    labels, is_large = keep_neurons(vectors, peaks, labels, residuals, spread_of_units)
     labels, peaks = merge_clusters(
         waveforms,
         peaks,
@@ -89,7 +96,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         traces.sampling_frequency,
         params.seed,
     )
-    labels = keep_large_clusters(labels, MIN_SPIKES)
+    labels = keep_large_clusters(labels, 1.0, np.where(is_large, 1 / MIN_SPIKES_OF_LARGE, 1 / MIN_SPIKES))
     labels = keep_frequent_units(labels, traces.get_total_duration(), params, weights)
     return peaks[labels >= 0], labels[labels >= 0], weights[labels >= 0]
 
@@ -130,20 +137,20 @@ def pool_channels(channels, locations_um):
     Returns
     -------
     centres : np.ndarray, int64, shape (n_peaks,)
-        -1 where there are fewer than MIN_SPIKES.
+        -1 where there are fewer than MIN_SPIKES_OF_LARGE.
     """
     distances_um = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
     is_near, closeness = distances_um <= POOL_RADIUS_UM, np.maximum(1 - distances_um / POOL_RADIUS_UM, 0)
     centres = np.full(len(channels), -1)
     counts = np.bincount(channels, minlength=len(locations_um))
-    while np.max(is_near @ counts) >= MIN_SPIKES:
-        centre = np.argmax(np.where(is_near @ counts >= MIN_SPIKES, closeness @ counts, -1))
+    while np.max(is_near @ counts) >= MIN_SPIKES_OF_LARGE:
+        centre = np.argmax(np.where(is_near @ counts >= MIN_SPIKES_OF_LARGE, closeness @ counts, -1))
         centres[is_near[centre][channels] & (centres == -1)] = centre
         counts[is_near[centre]] = 0
     return centres
 
 
-def keep_neurons(vectors, peaks, labels, residuals, max_spread):
+def keep_neurons(vectors, peaks, labels, residuals, spread_of_units):
     """
     Take the label from clusters of noise and of collisions.
 
@@ -156,21 +163,27 @@ def keep_neurons(vectors, peaks, labels, residuals, max_spread):
     labels : np.ndarray, int64, shape (n_peaks,)
         -1 where a peak has no cluster.
     residuals : Residuals
-    max_spread : float
-        Of the spikes of a neuron, see `measure_spread_of_units`.
+    spread_of_units : float
+        See `measure_spread_of_units`.
 
     Returns
     -------
     labels : np.ndarray, int64, shape (n_peaks,)
+    is_large : np.ndarray, bool, shape (n_peaks,)
+        Whether each is of a cluster of LARGE_NORM or more.
     """
-    kept = []
+    kept, large = [], []
     for label in np.unique(labels[labels >= 0]):
         rows = np.flatnonzero(labels == label)
         neighbors = residuals.neighborhoods.find_neighbors(peaks["channel_index"][rows[0]])
         white = whiten(read_waveforms(vectors, rows, len(neighbors)), peaks[rows], neighbors, residuals.noise)
-        if measure_norm(white) >= MIN_NORM and measure_spread(white) <= max_spread * white.shape[1]:
+        norm = measure_norm(white)
+        max_spread = MAX_SPREAD if norm < LARGE_NORM else MAX_SPREAD_OF_LARGE
+        if norm >= MIN_NORM and measure_spread(white) <= max_spread * spread_of_units * white.shape[1]:
             kept.append(label)
-    return np.where(np.isin(labels, kept), labels, -1)
+        if norm >= LARGE_NORM:
+            large.append(label)
+    return np.where(np.isin(labels, kept), labels, -1), np.isin(labels, large)
 
 
 def measure_spread_of_units(sorting, residuals):

@@ -238,7 +238,7 @@ class SorterParams:
         3.0, 0.5, 10.0, "ms", "Part of the template after the trough. Raise it for spikes with a long repolarisation."
     )
     min_firing_rate: float = _number(
-        0.1,
+        0.02,
         0.0,
         100.0,
         "Hz",

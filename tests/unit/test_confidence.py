@@ -24,7 +24,7 @@ from spikeinterface_huidurep.confidence import (
     find_repeated,
     find_rivals,
     keep_certain_units,
-    keep_likeliest_fragments,
+    keep_likeliest,
     limit_odds,
     weigh_noise,
     weigh_rivals,
@@ -138,12 +138,10 @@ def test_one_spike_has_no_spread():
 # --- together ---
 
 
-def test_of_the_fragments_of_a_neuron_the_likeliest_counts():
-    odds = np.array([[1.0, 2.0, 3.0], [5.0, 4.0, 0.0], [2.0, 0.5, 2.0]])
-    wanted = [[0.0, 2.0, 3.0], [5.0, 4.0, 0.0], [2.0, 0.5, 0.0]]
-    assert keep_likeliest_fragments(odds, np.array([7, 3, 7])).tolist() == wanted
-    assert keep_likeliest_fragments(odds, np.array([0, 1, 2])).tolist() == odds.tolist()
-    assert keep_likeliest_fragments(odds[:, :0], np.zeros(0, dtype="int64")).shape == (3, 0)
+def test_only_the_likeliest_rival_counts():
+    odds = np.array([[1.0, 2.0, 3.0], [5.0, 4.0, 0.0]])
+    assert keep_likeliest(odds).tolist() == [[0.0, 0.0, 3.0], [5.0, 0.0, 0.0]]
+    assert keep_likeliest(odds[:, :0]).shape == (2, 0)
 
 
 def test_units_whose_spikes_are_probably_of_others_lose_their_label():

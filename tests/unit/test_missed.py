@@ -11,10 +11,11 @@ from spikeinterface_huidurep import missed
 from spikeinterface_huidurep.missed import (
     EXPLAINED_MS,
     EXPLAINED_PTP,
-    MAX_SPREAD,
+    LARGE_NORM,
     MIN_NORM,
     MIN_PART,
     MIN_SPIKES,
+    MIN_SPIKES_OF_LARGE,
     find_explained,
     find_missed_units,
     keep_neurons,
@@ -58,7 +59,8 @@ def test_peaks_close_to_a_spike_are_explained_where_its_template_is_large(ptp, i
 
 def test_peaks_of_neighbours_go_to_the_channel_with_most_of_them():
     locations_um = np.c_[np.zeros(12), 20.0 * np.arange(12)]
-    channels = np.repeat([1, 2, 3, 9, 11], [MIN_SPIKES // 2, MIN_SPIKES, 3, MIN_SPIKES - 2, 1])
+    few = MIN_SPIKES_OF_LARGE
+    channels = np.repeat([1, 2, 3, 9, 11], [few // 2, few, 3, few - 2, 1])
     centres = pool_channels(channels, locations_um)
     assert centres[channels <= 3].tolist() == [2] * np.sum(channels <= 3)
     assert np.all(centres[channels >= 9] == -1)
@@ -74,7 +76,7 @@ def test_every_peak_is_pooled_within_reach_or_left_with_few(seed):
     assert np.all(distances_um[centres >= 0] <= 60)
     left = np.bincount(channels[centres == -1], minlength=30)
     is_near = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2) <= 60
-    assert np.max(is_near @ left) < MIN_SPIKES
+    assert np.max(is_near @ left) < MIN_SPIKES_OF_LARGE
 
 
 # --- noise and collisions ---
@@ -90,7 +92,13 @@ def test_the_norm_of_a_mean_is_without_noise(norm):
 
 @pytest.mark.parametrize(
     "norm, spread, is_kept",
-    [(MIN_NORM + 2, 1.0, True), (MIN_NORM - 2, 1.0, False), (30.0, 1.2, False), (30.0, 1.0, True)],
+    [
+        (MIN_NORM + 2, 1.0, True),
+        (MIN_NORM - 2, 1.0, False),
+        (LARGE_NORM - 2, 1.2, False),
+        (LARGE_NORM + 2, 1.2, True),
+        (30.0, 1.5, False),
+    ],
 )
 @pytest.mark.parametrize("level", [1.0, 1.5])
 def test_a_cluster_must_be_larger_than_noise_and_as_alike(norm, spread, level, is_kept, monkeypatch):
@@ -106,9 +114,11 @@ def test_a_cluster_must_be_larger_than_noise_and_as_alike(norm, spread, level, i
     labels = np.repeat([3, 5], 50)
     labels[[0, 99]] = -1
     is_loud = np.repeat([1, 0], 50)
-    found = keep_neurons(vectors, make_peaks(is_loud, np.zeros(100, int)), labels, residuals, max_spread=MAX_SPREAD)
+    peaks = make_peaks(is_loud, np.zeros(100, int))
+    found, is_large = keep_neurons(vectors, peaks, labels, residuals, spread_of_units=1.0)
     wanted = labels if is_kept else np.where(labels == 3, -1, labels)
     assert found.tolist() == wanted.tolist()
+    assert is_large.tolist() == ((labels == 5) | ((labels == 3) & (norm > LARGE_NORM))).tolist()
 
 
 @pytest.mark.parametrize("sizes, spread", [([100, 100, 100], 1.0), ([1, 1, 1], 0.0)])
@@ -128,8 +138,12 @@ KNOWN = np.outer(PULSE, [20.0, 12, 6, 0, 0, 0, 0, 0])
 RARE = np.outer(PULSE, [0.0, 0, 0, 0, 0, 6, 7, 6])
 
 
-def find_in_noise(n_rare, folder, n_known=300, duration=600_000):
-    """What is missed of rare spikes between many of a known neuron, the times of the rare ones, and peaks found."""
+def find_in_noise(n_rare, folder, n_known=300, duration=600_000, are_rare_found=False):
+    """
+    What is missed of rare spikes between many of a known neuron, and the times of the rare ones.
+
+    `are_rare_found` as spikes of the known neuron.
+    """
     rng = np.random.default_rng(0)
     times = np.sort(rng.choice(duration // 600 - 2, n_known + n_rare, replace=False)) * 600 + 600
     is_rare = np.isin(np.arange(len(times)), rng.choice(len(times), n_rare, replace=False))
@@ -139,7 +153,8 @@ def find_in_noise(n_rare, folder, n_known=300, duration=600_000):
     templates = make_templates(KNOWN[None].astype("float32"), nbefore=50)
     recording = NumpyRecording([traces], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
     recording.set_probe(templates.probe)
-    sorting = make_sorting(times[~is_rare], np.zeros(n_known, int))
+    matched = times if are_rare_found else times[~is_rare]
+    sorting = make_sorting(matched, np.zeros(len(matched), int))
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 100.0)
     residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "found", JOB_KWARGS)
     found = find_missed_units(recording, sorting, templates, residuals, SorterParams(), folder, JOB_KWARGS)
@@ -166,13 +181,25 @@ def test_a_neuron_that_the_mixture_takes_apart_is_one(tmp_path, monkeypatch):
     assert MIN_PART < MIN_SPIKES and np.unique(labels).size == 1 and len(labels) > len(times) // 2
 
 
+def test_a_large_neuron_needs_few_spikes(tmp_path):
+    (peaks, labels, _), times = find_in_noise(MIN_SPIKES - 4, tmp_path)
+    nearest = np.abs(peaks["sample_index"][:, None] - times).min(axis=1)
+    assert np.sum(nearest <= 15) >= MIN_SPIKES_OF_LARGE and np.unique(labels).size == 1 and np.mean(nearest <= 15) > 0.8
+
+
+def test_spikes_that_matching_took_for_those_of_another_neuron_are_missed(tmp_path):
+    (peaks, labels, _), times = find_in_noise(30, tmp_path, are_rare_found=True)
+    nearest = np.abs(peaks["sample_index"][:, None] - times).min(axis=1)
+    assert np.sum(nearest <= 15) >= 25 and np.unique(labels).size == 1 and np.mean(nearest <= 15) > 0.9
+
+
 def test_nothing_is_missed_in_noise(tmp_path):
     (peaks, labels, _), _ = find_in_noise(0, tmp_path)
     assert len(peaks) == len(labels) == 0
 
 
 def test_too_few_spikes_are_no_neuron(tmp_path):
-    (peaks, labels, _), _ = find_in_noise(MIN_SPIKES // 2, tmp_path)
+    (peaks, labels, _), _ = find_in_noise(MIN_SPIKES_OF_LARGE // 2, tmp_path)
     assert len(peaks) == len(labels) == 0
 
 
