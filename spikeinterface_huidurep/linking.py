@@ -10,14 +10,14 @@ spikes tell that, if they come after those of the other unit and not before them
 may overlap more, the more the closer, as a neuron that drift takes not quite to the next cluster, and may take turns of
 seconds, as what is left of drift after its correction has it; less like ones may, too, where other units change with
 them. Where the displacement of the probe is known, units may also share it among them, one firing where the other does
-not. Units whose templates hardly differ are one, unless they
-fire within the refractory period: a neuron whose waveform has two forms was split. So are a unit and a rare one beside
-it that is hardly a neuron (`joining.py`). That two do not fire within it shows nothing where they hardly fire together
-at all. Units whose templates differ more than those of most fragments may hardly coincide. Stretches in which all
-others are silent do not count, or two fragments would seem to fire together because both do in the rest. The pair with
-the closest templates goes first, and the times of linked units are taken together: a neuron that is complete links to
-nothing. Behaviour makes neurons fire at different times, too. Where other units stay exactly as they are between the
-times of two, these are not linked for their times (`steadiness.py`).
+not. Units whose templates hardly differ are one, unless they fire within the refractory period: a neuron whose waveform
+has two forms was split. So are a unit and a rare one beside it that is hardly a neuron (`joining.py`). That two do not
+fire within it shows nothing where they hardly fire together at all. Units whose templates differ more than those of
+most fragments may hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem
+to fire together because both do in the rest. The pair with the closest templates goes first, and the times of linked
+units are taken together: a neuron that is complete links to nothing, and a fragment may link to one that has more of
+its fragments, though it fired with the first of them. Behaviour makes neurons fire at different times, too. Where other
+units stay exactly as they are between the times of two, these are not linked for their times (`steadiness.py`).
 """
 
 import numpy as np
@@ -55,7 +55,7 @@ MAX_DIFFERENCE = 0.45  # of the energy of the larger template: between sites a s
 MAX_DIFFERENCE_OF_APART = 0.6  # sharp waveforms under large drift lose more
 MAX_COINCIDENCE_OF_APART = 0.2  # there; from MAX_DIFFERENCE on the limit falls to it
 MAX_DISTANCE_UM = 60.0  # between the centres of two templates
-MAX_DIFFERENCE_IN_TURN, MIN_CHANGE_IN_TURN = 0.2, 0.1  # up to there if others change with them
+MIN_CHANGE_IN_TURN = 0.1  # of others; with it those that take turns may differ by MAX_DIFFERENCE
 MIN_CHANGE = 0.015  # of others, as a share of that of two units; where drift made fragments it is 0.02 or more
 
 
@@ -86,18 +86,22 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
     n_stretches = max(1, int(total_s / MIN_BIN_S))
     counts = np.array([np.histogram(times, n_stretches, range=(0, total_s))[0] for times in times_s])
     neurons = np.arange(len(times_s))
-    for difference, first, second in sorted(find_alike_templates(templates)):
-        if neurons[first] == neurons[second]:
-            continue
-        parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
-        trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
-        together = np.concatenate(parts)
-        n_others = np.delete(counts, together, axis=0).sum(axis=0)
-        is_doubtful = (first, second) in doubtful
-        if respect_refractory_period(*trains, difference, is_doubtful) or drift_made_apart(
-            *trains, together, difference, n_others, displacement_um, total_s, steadiness
-        ):
-            neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
+    pairs = sorted(find_alike_templates(templates))
+    before = None
+    while not np.array_equal(before, neurons):
+        before = neurons.copy()
+        for difference, first, second in pairs:
+            if neurons[first] == neurons[second]:
+                continue
+            parts = [np.flatnonzero(neurons == neurons[unit]) for unit in (first, second)]
+            trains = [np.concatenate([times_s[unit] for unit in part]) for part in parts]
+            together = np.concatenate(parts)
+            n_others = np.delete(counts, together, axis=0).sum(axis=0)
+            is_doubtful = (first, second) in doubtful
+            if respect_refractory_period(*trains, difference, is_doubtful) or drift_made_apart(
+                *trains, together, difference, n_others, displacement_um, total_s, steadiness
+            ):
+                neurons[together] = together[np.argmax([len(times_s[unit]) for unit in together])]
     return neurons
 
 
@@ -125,7 +129,7 @@ def drift_made_apart(first_s, second_s, units, difference, n_others, displacemen
     """
     trains = first_s, second_s, difference, n_others, displacement_um, duration_s
     is_apart = fire_apart(*trains)
-    if not fire_apart(*trains, max_difference_in_turn=MAX_DIFFERENCE_IN_TURN):
+    if not fire_apart(*trains, max_difference_in_turn=MAX_DIFFERENCE):
         return False
     change = np.inf if steadiness is None else steadiness.measure_change(first_s, second_s, units, difference)
     return change >= MIN_CHANGE if is_apart else MIN_CHANGE_IN_TURN <= change < np.inf

@@ -5,8 +5,9 @@ A neuron that fires rarely has few spikes on each channel, and these are lost am
 found taken away they are many of those that are left. So the peaks of neighbouring channels are clustered together, and
 by mixtures that need few spikes. Two kinds of clusters are none: those no larger than what the threshold picks out of
 noise, and those of spikes less alike than the spikes of units are, collisions that matching did not resolve. Both are
-judged by the noise at the times of their spikes. Large neurons need fewer spikes, and may vary more. Matching may have
-taken theirs for those of others: spikes that do not fit these are put back before (`misfits.py`).
+judged by the noise at the times of their spikes. Large neurons may vary more, and need fewer spikes, but where drift
+was corrected: what is left of it makes fragments. Matching may have taken their spikes for those of others: spikes that
+do not fit these are put back before (`misfits.py`).
 """
 
 import numpy as np
@@ -96,7 +97,8 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         traces.sampling_frequency,
         params.seed,
     )
-    labels = keep_large_clusters(labels, 1.0, np.where(is_large, 1 / MIN_SPIKES_OF_LARGE, 1 / MIN_SPIKES))
+    needs_few = is_large & (not residuals.is_drift_corrected())
+    labels = keep_large_clusters(labels, 1.0, np.where(needs_few, 1 / MIN_SPIKES_OF_LARGE, 1 / MIN_SPIKES))
     labels = keep_frequent_units(labels, traces.get_total_duration(), params, weights)
     return peaks[labels >= 0], labels[labels >= 0], weights[labels >= 0]
 

@@ -20,6 +20,7 @@ from spikeinterface_huidurep.linking import (
     MIN_BINS,
     MIN_CHANCE_COINCIDENCES,
     MIN_CHANGE,
+    MIN_CHANGE_IN_TURN,
     MIN_OTHERS,
     coincidence,
     count_pairs,
@@ -348,6 +349,25 @@ def test_fragments_that_take_turns_of_seconds_are_linked_if_nearly_the_same(size
     sorting = make_trains(times_s[is_first], times_s[~is_first])
     neurons = link_fragments(sorting, make_units((10, 3, 0), (size, 3, 0)), [DURATION_S])
     assert len(set(neurons.tolist())) == n_neurons
+
+
+@pytest.mark.parametrize("change, n_neurons", [(0.99 * MIN_CHANGE_IN_TURN, 2), (MIN_CHANGE_IN_TURN, 1), (np.inf, 2)])
+def test_less_like_ones_that_take_turns_are_linked_if_others_change_with_them(change, n_neurons):
+    times_s, is_first = draw_turns(5.0)
+    sorting, templates = make_trains(times_s[is_first], times_s[~is_first]), make_units((10, 3, 0), (6, 3, 0))
+    steadiness = SimpleNamespace(measure_change=lambda *_: change)
+    neurons = link_fragments(sorting, templates, [DURATION_S], steadiness=steadiness)
+    assert len(set(neurons.tolist())) == n_neurons
+
+
+def test_a_fragment_that_fires_with_one_fragment_is_linked_to_the_whole():
+    """The second and the third, which are most alike, fire at the same time, and most of the neuron at another."""
+    sorting = make_trains(fire(400, 0, 0.5), fire(100, 0.5, 1), fire(100, 0.501, 1))
+    templates = make_units((10, 3, 0), (3.5, 3, 0), (1.5, 3, 0))
+    assert [pair[1:] for pair in sorted(find_alike_templates(templates))] == [(1, 2), (0, 1)]
+    assert len(set(link_fragments(sorting, templates, [DURATION_S]).tolist())) == 1
+    together = sorting.select_units([1, 2])
+    assert len(set(link_fragments(together, templates.select_units([1, 2]), [DURATION_S]).tolist())) == 2
 
 
 @pytest.mark.parametrize("size, n_neurons", [(9.5, 1), (6.0, 2)])
