@@ -15,6 +15,7 @@ from scipy.linalg import eigh
 from spikeinterface.sortingcomponents.clustering.isosplit_isocut import isocut
 
 from spikeinterface_huidurep.model import MODEL_HZ
+from spikeinterface_huidurep.waveforms import reach_next_channel
 
 MAX_TESTED_SPIKES = 500  # of one cluster; more do not change the verdict
 MAX_LAG = 15  # samples at MODEL_HZ: the same spike may be aligned on different extrema on two channels
@@ -77,6 +78,7 @@ class _Clusters:
     def __init__(self, waveforms, channels, labels, neighborhoods, threshold, seed):
         self.waveforms, self.channels, self.labels = waveforms, channels, labels.copy()
         self.neighborhoods, self.threshold = neighborhoods, threshold
+        self.max_distance_um = reach_next_channel(MAX_DISTANCE_UM, neighborhoods.locations_um)
         self.rng = np.random.default_rng(seed)
         self.lags = np.zeros(len(labels), dtype="int64")
         self.members, self.centers, self.samples, self.means = {}, {}, {}, {}
@@ -107,7 +109,7 @@ class _Clusters:
         for other in self.members:
             first_um, second_um = self.neighborhoods.locations_um[[self.centers[label], self.centers[other]]]
             distance_um = np.linalg.norm(first_um - second_um)
-            if other != label and distance_um <= MAX_DISTANCE_UM:
+            if other != label and distance_um <= self.max_distance_um:
                 pair = (min(label, other), max(label, other))
                 if pair not in scores:
                     scores[pair] = self._score(*pair)

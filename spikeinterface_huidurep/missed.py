@@ -21,6 +21,7 @@ from spikeinterface_huidurep.merging import merge_clusters, thin
 from spikeinterface_huidurep.misfits import find_misfits
 from spikeinterface_huidurep.residuals import cut_out, read_waveforms, take_away
 from spikeinterface_huidurep.splitting import measure_spread
+from spikeinterface_huidurep.waveforms import reach_next_channel
 
 EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
@@ -98,7 +99,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
         params.seed,
     )
     needs_few = is_large & (not residuals.is_drift_corrected())
-    labels = keep_large_clusters(labels, 1.0, np.where(needs_few, 1 / MIN_SPIKES_OF_LARGE, 1 / MIN_SPIKES))
+    labels = keep_large_clusters(labels, MIN_SPIKES, np.where(needs_few, MIN_SPIKES / MIN_SPIKES_OF_LARGE, 1.0))
     labels = keep_frequent_units(labels, traces.get_total_duration(), params, weights)
     return peaks[labels >= 0], labels[labels >= 0], weights[labels >= 0]
 
@@ -142,7 +143,8 @@ def pool_channels(channels, locations_um):
         -1 where there are fewer than MIN_SPIKES_OF_LARGE.
     """
     distances_um = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
-    is_near, closeness = distances_um <= POOL_RADIUS_UM, np.maximum(1 - distances_um / POOL_RADIUS_UM, 0)
+    radius_um = reach_next_channel(POOL_RADIUS_UM, locations_um)
+    is_near, closeness = distances_um <= radius_um, np.maximum(1 - distances_um / radius_um, 0)
     centres = np.full(len(channels), -1)
     counts = np.bincount(channels, minlength=len(locations_um))
     while np.max(is_near @ counts) >= MIN_SPIKES_OF_LARGE:

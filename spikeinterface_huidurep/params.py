@@ -183,7 +183,8 @@ class SorterParams:
         500.0,
         "um",
         "Within this distance only the largest of simultaneous peaks is detected. Raise it when one spike is detected "
-        "on several channels, lower it when neighbours that fire together are lost.",
+        "on several channels, lower it when neighbours that fire together are lost. Where channels are farther apart, "
+        "up to 200 um, this and the other radii are widened to the next one.",
     )
     n_peaks_per_channel: int = _integer(
         5000,

@@ -3,7 +3,7 @@
 import logging
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -57,7 +57,7 @@ from spikeinterface_huidurep.results import (
 )
 from spikeinterface_huidurep.steadiness import Steadiness
 from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
-from spikeinterface_huidurep.waveforms import Neighborhoods
+from spikeinterface_huidurep.waveforms import Neighborhoods, reach_next_channel
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
 logger = logging.getLogger(__name__)
@@ -131,6 +131,7 @@ def sort_group(recording, params, folder, job_kwargs, clock):
     posteriors : np.ndarray, float32, shape (n_spikes,)
         Confidence of each spike, in the order of `sorting.to_spike_vector()`.
     """
+    params = widen_radii(params, recording.get_channel_locations()[:, :2])
     traces, cache_info = preprocess(recording, params, folder, job_kwargs)
     clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
     try:
@@ -140,6 +141,12 @@ def sort_group(recording, params, folder, job_kwargs, clock):
         del traces
         clean_cache_preprocessing(cache_info)
         shutil.rmtree(folder / "waveforms", ignore_errors=True)
+
+
+def widen_radii(params, locations_um):
+    """The parameters with radii that reach the next channel, see `waveforms.reach_next_channel`."""
+    names = "whitening_radius_um", "detection_radius_um", "neighborhood_radius_um"
+    return replace(params, **{name: reach_next_channel(getattr(params, name), locations_um) for name in names})
 
 
 def _sort_traces(traces, filtered, params, folder, job_kwargs, clock):

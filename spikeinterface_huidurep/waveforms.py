@@ -10,6 +10,30 @@ N_SAMPLES, N_BEFORE = 64, 24  # of the shipped encoder, at MODEL_HZ
 ALIGN_MS = 0.2  # the extremum is looked for this far from the detected sample
 N_SHIFTS = 8  # sub-sample positions of the extremum that are told apart
 SINC_HALF_WIDTH = 8  # samples to each side that interpolate a value
+MAX_PITCH_UM = 200.0  # hardly any spike reaches channels that are farther apart
+PITCH_MARGIN = 1.05  # channels are never quite where they should be
+
+
+def reach_next_channel(radius_um, locations_um):
+    """
+    A radius that takes in the next channel, for probes on which this is farther away.
+
+    Large spikes are seen there, and those of neurons in between are now larger on one channel and now on the other.
+
+    Parameters
+    ----------
+    radius_um : float
+    locations_um : np.ndarray, float, shape (n_channels, 2)
+
+    Returns
+    -------
+    radius_um : float
+        As it was, if most channels have another one within it or none within MAX_PITCH_UM.
+    """
+    distances_um = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
+    np.fill_diagonal(distances_um, np.inf)
+    pitch_um = float(np.median(distances_um.min(axis=1)))
+    return max(radius_um, PITCH_MARGIN * pitch_um) if pitch_um <= MAX_PITCH_UM else radius_um
 
 
 class Neighborhoods:

@@ -9,7 +9,7 @@ import torch
 from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 
 from ..features import find_window
-from ..pipeline import Clock, find_clusters, split_groups
+from ..pipeline import Clock, find_clusters, split_groups, widen_radii
 from ..preprocessing import preprocess, remove_dead_channels
 from ..waveforms import MAX_CHANNELS, N_SHIFTS, resampling_matrices
 from ..whitening import read_random_chunks
@@ -68,12 +68,13 @@ def gather_sites(recording, params, folder, job_kwargs):
         folder_of_group = folder / f"group_{group}"
         folder_of_group.mkdir()
         clock = Clock()
-        traces, cache_info = preprocess(recording_of_group, params, folder_of_group, job_kwargs)
+        widened = widen_radii(params, recording_of_group.get_channel_locations()[:, :2])
+        traces, cache_info = preprocess(recording_of_group, widened, folder_of_group, job_kwargs)
         clock.log("preprocess", f"{traces.get_num_channels()} channels, {traces.get_total_duration():.1f} s")
-        clusters = find_clusters(traces, params, folder_of_group, job_kwargs, clock)
+        clusters = find_clusters(traces, widened, folder_of_group, job_kwargs, clock)
         if clusters is not None:
             n_peaks += len(clusters.peaks)
-            sites += make_sites(traces, clusters, params)
+            sites += make_sites(traces, clusters, widened)
         del traces, clusters  # before the files that they map are removed
         clean_cache_preprocessing(cache_info)
         shutil.rmtree(folder_of_group)

@@ -36,6 +36,25 @@ def test_number_of_channels(sort, tmp_path, num_channels, num_units, duration_s,
     assert sorting.get_num_units() <= num_units + 1
 
 
+def test_a_large_neuron_between_channels_that_are_far_apart_is_found_once(sort):
+    """It reaches the smaller channel one sample later; spikes are between the samples."""
+    sampling_frequency, n_samples = 20_000.0, 400_000
+    traces = make_noise(n_samples, n_channels=8)
+    rng = np.random.default_rng(1)
+    trains = [np.arange(500 + 100 * unit, n_samples - 100, 600 + 70 * unit) for unit in range(2)]
+    for train, sizes in zip(trains, ([0, 0, 0, 26, 14, 0, 0, 0], [0, 0, 0, 0, 0, 0, 20, 0]), strict=True):
+        for sample in train:
+            delays = rng.uniform(-0.5, 0.5) + (np.arange(8) == 4)
+            time_ms = (np.arange(-20, 40)[:, None] - delays) / sampling_frequency * 1000
+            shape = 0.3 * np.exp(-0.5 * ((time_ms - 0.7) / 0.3) ** 2) - np.exp(-0.5 * (time_ms / 0.12) ** 2)
+            traces[sample - 20 : sample + 40] += NOISE_SD * shape * sizes
+    recording = NumpyRecording([traces], sampling_frequency)
+    recording.set_dummy_probe_from_locations(np.c_[np.zeros(8), 100.0 * np.arange(8)])
+    sorting_true = NumpySorting.from_unit_dict(dict(enumerate(trains)), sampling_frequency)
+    sorting = sort(recording)
+    assert np.all(compute_accuracies(sorting_true, sorting) >= GOOD) and sorting.get_num_units() == 2
+
+
 @pytest.mark.parametrize("sampling_frequency", [10_000.0, 20_000.0, 25_000.0, 32_000.0, 40_000.0])
 def test_sampling_rate(sort, tmp_path, sampling_frequency):
     recording, sorting_true = make_ground_truth(tmp_path / "recording", sampling_frequency=sampling_frequency)

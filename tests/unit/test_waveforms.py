@@ -9,12 +9,14 @@ from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep.waveforms import (
     MAX_CHANNELS,
+    MAX_PITCH_UM,
     MODEL_HZ,
     N_BEFORE,
     N_SAMPLES,
     N_SHIFTS,
     Neighborhoods,
     extract_waveforms,
+    reach_next_channel,
     refine_peaks,
     resample_templates,
     resampling_matrices,
@@ -50,6 +52,24 @@ def extract(recording, peaks, folder, radius_um=100.0, peak_sign="neg"):
 
 
 # --- neighbourhoods ---
+
+
+@pytest.mark.parametrize(
+    "pitch_um, wanted_um", [(20.0, 50.0), (50.0, 52.5), (100.0, 105.0), (MAX_PITCH_UM, 210.0), (MAX_PITCH_UM + 1, 50.0)]
+)
+def test_a_radius_reaches_the_next_channel(pitch_um, wanted_um):
+    locations_um = np.c_[np.zeros(6), pitch_um * np.arange(6)]
+    assert reach_next_channel(50.0, locations_um) == pytest.approx(wanted_um)
+    assert reach_next_channel(500.0, locations_um) == 500.0
+
+
+def test_a_radius_is_as_wide_as_most_channels_need():
+    locations_um = np.array([[0.0, 0.0], [0.0, 20.0], [0.0, 40.0], [0.0, 150.0]])
+    assert reach_next_channel(10.0, locations_um) == pytest.approx(21.0)
+
+
+def test_one_channel_has_no_next():
+    assert reach_next_channel(50.0, np.zeros((1, 2))) == 50.0
 
 
 def test_neighborhoods_of_a_line():
