@@ -31,7 +31,8 @@ N_DIMS = 3  # two neurons differ in one direction, three in two; more dimensions
 MAX_PARTS, N_STARTS = 6, 5
 N_SHARPENINGS = 4
 MIN_SHARE = 0.1  # of the spikes of two parts; a smaller part has to show that it is a neuron
-RARE_NEURONS = ((20, 1.1, 4.85), (40, 1.02, 0.0), (100, 1.08, 4.4))  # spikes, times the others' spread, SD from them
+RAREST_NEURON = (10, 1.3, 10.0)  # spikes, times the others' spread, SD from them
+RARE_NEURONS = (RAREST_NEURON, (20, 1.1, 4.85), (40, 1.02, 0.0), (100, 1.08, 4.4))
 MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions that matching did not resolve
 MAX_SPREAD_OF_FAR = 1.6  # of FAR_PARTS, where collisions are not: larger spikes vary more
 FAR_PARTS = ((60, MAX_SEPARATION), (MIN_SPIKES, 6.0))  # spikes, SD from the largest; few are far away by chance
@@ -144,7 +145,10 @@ def find_likely_neurons(vectors, parts, counts):
     largest = counts[frequent].argmax()
     spreads = np.array([measure_spread(of_part) for of_part in members])
     is_far_away = [is_far(of_part, members[largest]) for of_part in members]
-    return frequent[spreads <= np.where(is_far_away, MAX_SPREAD_OF_FAR, MAX_SPREAD) * spreads[largest]]
+    likely = frequent[spreads <= np.where(is_far_away, MAX_SPREAD_OF_FAR, MAX_SPREAD) * spreads[largest]]
+    fewer = np.flatnonzero((counts < MIN_SPIKES) & (counts >= RAREST_NEURON[0]))
+    rarest = [part for part in fewer if is_one_of([RAREST_NEURON], vectors[parts == part], members[largest])]
+    return np.sort(np.append(likely, rarest).astype("int64"))
 
 
 def is_far(vectors, others):
@@ -222,15 +226,34 @@ def is_neuron(vectors, is_part):
     is_neuron : bool
     """
     n_part, share = is_part.sum(), is_part.mean()
-    if share >= MIN_SHARE:
-        return n_part >= MIN_SPIKES
-    if n_part < min(n_spikes for n_spikes, _, _ in RARE_NEURONS):
+    if share >= MIN_SHARE and n_part >= MIN_SPIKES:
+        return True
+    candidates = [RAREST_NEURON] if share >= MIN_SHARE else RARE_NEURONS
+    return is_one_of(candidates, vectors[is_part], vectors[~is_part])
+
+
+def is_one_of(rare_neurons, vectors, others):
+    """
+    Whether a part is as frequent, as alike and as far from the others as one of some rare neurons.
+
+    Parameters
+    ----------
+    rare_neurons : sequence of (int, float, float)
+        Rows of RARE_NEURONS.
+    vectors, others : np.ndarray, float32, shape (n_spikes, n_dims), (n_others, n_dims)
+        Of the part, and of the one beside it.
+
+    Returns
+    -------
+    is_one : bool
+    """
+    if len(vectors) < min(n_spikes for n_spikes, _, _ in rare_neurons):
         return False
-    spread = measure_spread(vectors[is_part]) / measure_spread(vectors[~is_part])
-    distance = separation(*project_on_difference(vectors[is_part], vectors[~is_part]))
+    spread = measure_spread(vectors) / measure_spread(others)
+    distance = separation(*project_on_difference(vectors, others))
     return any(
-        n_part >= n_spikes and spread <= max_spread and distance >= min_distance
-        for n_spikes, max_spread, min_distance in RARE_NEURONS
+        len(vectors) >= n_spikes and spread <= max_spread and distance >= min_distance
+        for n_spikes, max_spread, min_distance in rare_neurons
     )
 
 

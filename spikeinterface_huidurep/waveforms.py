@@ -11,7 +11,7 @@ ALIGN_MS = 0.2  # the extremum is looked for this far from the detected sample
 N_SHIFTS = 8  # sub-sample positions of the extremum that are told apart
 SINC_HALF_WIDTH = 8  # samples to each side that interpolate a value
 MAX_PITCH_UM = 200.0  # hardly any spike reaches channels that are farther apart
-PITCH_MARGIN = 1.05  # channels are never quite where they should be
+PITCH_MARGIN = 1.5  # the next channel of a grid is the diagonal one, too
 
 
 def reach_next_channel(radius_um, locations_um):

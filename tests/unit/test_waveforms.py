@@ -55,7 +55,7 @@ def extract(recording, peaks, folder, radius_um=100.0, peak_sign="neg"):
 
 
 @pytest.mark.parametrize(
-    "pitch_um, wanted_um", [(20.0, 50.0), (50.0, 52.5), (100.0, 105.0), (MAX_PITCH_UM, 210.0), (MAX_PITCH_UM + 1, 50.0)]
+    "pitch_um, wanted_um", [(20.0, 50.0), (50.0, 75.0), (100.0, 150.0), (MAX_PITCH_UM, 300.0), (MAX_PITCH_UM + 1, 50.0)]
 )
 def test_a_radius_reaches_the_next_channel(pitch_um, wanted_um):
     locations_um = np.c_[np.zeros(6), pitch_um * np.arange(6)]
@@ -65,7 +65,7 @@ def test_a_radius_reaches_the_next_channel(pitch_um, wanted_um):
 
 def test_a_radius_is_as_wide_as_most_channels_need():
     locations_um = np.array([[0.0, 0.0], [0.0, 20.0], [0.0, 40.0], [0.0, 150.0]])
-    assert reach_next_channel(10.0, locations_um) == pytest.approx(21.0)
+    assert reach_next_channel(10.0, locations_um) == pytest.approx(30.0)
 
 
 def test_one_channel_has_no_next():
