@@ -9,7 +9,6 @@ And rare units beside a frequent one that are probably some of its spikes: those
 
 import numpy as np
 
-from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE as MAX_DIFFERENCE_OF_FRAGMENTS
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
@@ -23,6 +22,7 @@ from spikeinterface_huidurep.splitting import (
     score_pair,
 )
 
+MIN_SPIKES = 20  # of each of two units; fewer do not show what parts them
 MAX_DIFFERENCE = 0.1  # of the energy of the larger template, without noise; beyond it two units are not compared
 MIN_DISTANCE = 7.0  # noise SD; but templates that are closer always are
 MIN_LARGE_PTP = 2 * MIN_CHANNEL_PTP  # noise SD; a channel on which a template is as large belongs to it for certain
