@@ -11,6 +11,7 @@ from spikeinterface_huidurep.joining import (
     MAX_SEPARATION_OF_ONE,
     MIN_DISTANCE,
     MIN_LARGE_PTP,
+    MIN_SPIKES,
     find_doubtful_units,
     find_same_units,
 )
@@ -65,6 +66,15 @@ def find_same(residuals, members, sizes=None, made_of=None, compare_spikes=True)
 def test_same_units_are_named_once_the_larger_first(sizes, pair):
     residuals, members = make_residuals([SHAPE, SHAPE], [1, 1])
     assert find_same(residuals, members, sizes) == [(*pair, 0)]
+
+
+@pytest.mark.parametrize(
+    "n_spikes, difference, n_pairs", [(MIN_SPIKES - 1, 0, 0), (MIN_SPIKES, 0, 1), (MIN_SPIKES, 8, 0)]
+)
+def test_units_of_few_spikes_are_joined_if_they_are_alike(n_spikes, difference, n_pairs):
+    residuals, members = make_residuals([SHAPE, SHAPE], [1, 1], n_spikes=n_spikes)
+    residuals.values[members[1], 30, 3] += difference
+    assert len(find_same(residuals, members)) == n_pairs
 
 
 @pytest.mark.parametrize("limit, n_pairs", [(MAX_SEPARATION_OF_ONE, 0), (4.0, 1)])
