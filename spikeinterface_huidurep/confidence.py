@@ -142,9 +142,7 @@ def measure_sizes(residuals, rows, unit_index):
     deviations : np.ndarray, float, shape (n_spikes,)
         From what is usual in the unit, without what drift makes of it.
     """
-    channels = residuals.find_channels(unit_index)
-    waveform = residuals.get_waveform(unit_index, channels)[None, :, residuals.window]
-    left, norms = filter_residuals(residuals, rows, unit_index, waveform)
+    left, norms = filter_residuals(residuals, rows, unit_index, residuals.get_template(unit_index)[None])
     deviations = remove_drift(left)[:, 0]
     return norms[0] + left[:, 0], deviations - np.median(deviations)
 

@@ -128,11 +128,12 @@ def drift_made_apart(first_s, second_s, units, difference, n_others, displacemen
     did_drift : bool
     """
     trains = first_s, second_s, difference, n_others, displacement_um, duration_s
-    is_apart = fire_apart(*trains)
     if not fire_apart(*trains, max_difference_in_turn=MAX_DIFFERENCE):
         return False
     change = np.inf if steadiness is None else steadiness.measure_change(first_s, second_s, units, difference)
-    return change >= MIN_CHANGE if is_apart else MIN_CHANGE_IN_TURN <= change < np.inf
+    if MIN_CHANGE_IN_TURN <= change < np.inf:
+        return True
+    return change >= MIN_CHANGE and fire_apart(*trains)
 
 
 def fire_apart(

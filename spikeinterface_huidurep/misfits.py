@@ -35,11 +35,12 @@ def find_misfits(sorting, residuals):
     spikes = sorting.to_spike_vector()
     is_misfit = np.zeros(len(spikes), dtype=bool)
     for unit_index in np.unique(spikes["unit_index"]).tolist():
-        rows, channels = np.flatnonzero(spikes["unit_index"] == unit_index), residuals.find_channels(unit_index)
-        variation = find_variation(residuals.get_waveform(unit_index, channels)[:, residuals.window])
+        rows = np.flatnonzero(spikes["unit_index"] == unit_index)
+        variation = find_variation(residuals.get_template(unit_index))
         energies = residuals.apply(partial(measure_energies, variation=variation), rows, unit_index)
         times = spikes["sample_index"][rows], spikes["segment_index"][rows]
-        is_misfit[rows] = are_far_above(energies / residuals.noise.measure_levels(*times, channels) ** 2)
+        levels = residuals.noise.measure_levels(*times, residuals.find_channels(unit_index))
+        is_misfit[rows] = are_far_above(energies / levels**2)
     return is_misfit
 
 

@@ -26,10 +26,10 @@ from spikeinterface_huidurep.waveforms import reach_next_channel
 EXPLAINED_MS = 1.0  # peaks closer to a spike are what its template leaves of it
 EXPLAINED_PTP = 2.0  # noise SD, of the template on the channel of the peak; what is smaller leaves no peak
 POOL_RADIUS_UM = 60.0  # on channels that close a small spike is detected now here, now there
-MIN_SPIKES, MIN_SPIKES_OF_LARGE = 20, 10
+MIN_SPIKES, MIN_SPIKES_OF_LARGE = 20, 10  # of a neuron
 MIN_PART = 8  # spikes of a component; a neuron may be several before they are merged
 MIN_NORM = 5.7  # noise SD; the threshold makes clusters of up to 5.5 out of noise
-LARGE_NORM = 12.0  # noise SD
+LARGE_NORM = 12.0  # noise SD; from there on a neuron is large
 MAX_SPREAD, MAX_SPREAD_OF_LARGE = 1.04, 1.3  # times that of the spikes of units
 MAX_COMPARED_UNITS, MAX_COMPARED_SPIKES = 20, 500  # of each, whose spread is measured
 N_STARTS = 3  # of each mixture

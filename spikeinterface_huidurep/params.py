@@ -183,8 +183,8 @@ class SorterParams:
         500.0,
         "um",
         "Within this distance only the largest of simultaneous peaks is detected. Raise it when one spike is detected "
-        "on several channels, lower it when neighbours that fire together are lost. Where channels are farther apart, "
-        "up to 200 um, this and the other radii are widened to the next one.",
+        "on several channels, lower it when neighbours that fire together are lost. This and the other radii "
+        "are at least 1.5 times the distance to the next channel, if that is up to 200 um.",
     )
     n_peaks_per_channel: int = _integer(
         5000,

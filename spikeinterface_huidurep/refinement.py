@@ -201,9 +201,8 @@ def _find_shapes(residuals):
 
 def _get_waveform_and_whitener(residuals, unit_index):
     """Template and whitener of a unit, as `splitting.split_unit` takes them."""
-    channels = residuals.find_channels(unit_index)
-    waveform = residuals.get_waveform(unit_index, channels)[:, residuals.window]
-    return waveform, residuals.noise.make_whitener(channels, waveform.shape[1])
+    waveform = residuals.get_template(unit_index)
+    return waveform, residuals.noise.make_whitener(residuals.find_channels(unit_index), waveform.shape[1])
 
 
 def _align_units(changes, residuals, members, made_of, norms):
@@ -247,7 +246,7 @@ def align_unit(residuals, rows, unit_index, n_made_of):
         a larger neuron leaves.
     """
     left = residuals.read(rows, unit_index)
-    spikes = left + residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
+    spikes = left + residuals.get_template(unit_index)
     aligned = spikes
     for _ in range(N_ALIGNMENTS):
         moved = move_waveform(aligned.mean(axis=0), LAGS)
@@ -279,7 +278,7 @@ def find_larger_spikes(residuals, rows, unit_index):
         Those at least as large as the template, if they are MIN_LARGER of all and in the mean larger by MIN_EXCESS;
         none otherwise.
     """
-    waveform = residuals.get_waveform(unit_index, residuals.find_channels(unit_index))[:, residuals.window]
+    waveform = residuals.get_template(unit_index)
     excess = np.tensordot(residuals.read(rows, unit_index), waveform, axes=([1, 2], [0, 1])) / np.linalg.norm(waveform)
     is_larger = excess >= 0
     shows_larger = is_larger.mean() >= MIN_LARGER and excess[is_larger].mean() >= MIN_EXCESS

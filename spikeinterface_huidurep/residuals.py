@@ -86,6 +86,10 @@ class Residuals:
         """Residuals of spikes of one unit, float32 (n, n_channels, n_samples)."""
         return read_waveforms(self.values, spike_indices, len(self.find_channels(unit_index)))
 
+    def get_template(self, unit_index):
+        """Template of a unit where its residuals are: float32 (n_channels, n_samples), as `read` has them."""
+        return self.get_waveform(unit_index, self.find_channels(unit_index))[:, self.window]
+
     def apply(self, function, spike_indices, unit_index):
         """
         Function of the residuals of spikes of one unit, one block of spikes after the other to spare memory.

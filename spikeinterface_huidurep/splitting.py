@@ -125,7 +125,7 @@ def find_likely_neurons(vectors, parts, counts):
     """
     Parts that may be neurons: those that are no more spread than the largest, or far away from it.
 
-    Collisions are more spread, and around the mean of the others.
+    Collisions are more spread, and around the mean of the others. Parts of few spikes have to be as RAREST_NEURON is.
 
     Parameters
     ----------
@@ -213,7 +213,8 @@ def is_neuron(vectors, is_part):
     Whether a part beside a larger one may be a neuron.
 
     Many spikes may. Fewer must be about as alike as those of the larger part, which collisions are not, and the farther
-    away the fewer and the less alike they are: at least as many, as alike and as far as one of RARE_NEURONS.
+    away the fewer and the less alike they are: at least as many, as alike and as far as one of RARE_NEURONS, and where
+    the larger part has few spikes, too, as RAREST_NEURON.
 
     Parameters
     ----------

@@ -16,7 +16,7 @@ PITCH_MARGIN = 1.5  # the next channel of a grid is the diagonal one, too
 
 def reach_next_channel(radius_um, locations_um):
     """
-    A radius that takes in the next channel, for probes on which this is farther away.
+    A radius of PITCH_MARGIN times the distance to the next channel, if it was less.
 
     Large spikes are seen there, and those of neurons in between are now larger on one channel and now on the other.
 
@@ -28,7 +28,7 @@ def reach_next_channel(radius_um, locations_um):
     Returns
     -------
     radius_um : float
-        As it was, if most channels have another one within it or none within MAX_PITCH_UM.
+        As it was, if the next channel is beyond MAX_PITCH_UM: median over the channels.
     """
     distances_um = np.linalg.norm(locations_um[:, None] - locations_um[None], axis=2)
     np.fill_diagonal(distances_um, np.inf)

@@ -97,6 +97,7 @@ def test_the_norm_of_a_mean_is_without_noise(norm):
         (MIN_NORM - 2, 1.0, False),
         (LARGE_NORM - 2, 1.2, False),
         (LARGE_NORM + 2, 1.2, True),
+        (30.0, 1.0, True),
         (30.0, 1.5, False),
     ],
 )
