@@ -3,6 +3,12 @@
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import median_abs_deviation
+
+from spikeinterface_huidurep.merging import thin
+
+MAX_MEDIAN_SPIKES = 200  # in a block; the median of more takes longer and says the same
+MIN_SHARE = 1 / 3  # of the energy of a change that is not chance; few reach it where nothing drifts, most where it does
 
 
 @dataclass
@@ -44,6 +50,13 @@ class Changes:
         """Ids of the units that change anywhere, set of int."""
         return set().union(*self.of_block)
 
+    def find_blocks(self, spikes):
+        """Index of the block of each spike of a spike vector, int64 (n_spikes,)."""
+        blocks = np.zeros(len(spikes), dtype="int64")
+        for index, block in enumerate(self.blocks):
+            blocks[find_block(spikes, block)] = index
+        return blocks
+
     def divide(self, spikes, members, unit_id):
         """
         The spikes of a unit, those with the same waveform together.
@@ -82,3 +95,38 @@ def find_block(spikes, block):
     offset = np.searchsorted(spikes["segment_index"], segment)
     samples = spikes["sample_index"][spikes["segment_index"] == segment]
     return slice(*(offset + np.searchsorted(samples, [start, stop])).tolist())
+
+
+def shrink_mean(values):
+    """
+    Mean over the first axis, smaller by the share of its energy that chance would give; 0 where that is most of it.
+
+    Parameters
+    ----------
+    values : np.ndarray, float32, shape (n, ...)
+        n > 1.
+
+    Returns
+    -------
+    mean : np.ndarray, float32, shape (...)
+    """
+    mean = values.mean(axis=0)
+    return shrink(mean, measure_chance(values))
+
+
+def shrink_median(values):
+    """`shrink_mean` for values of which some are not like the others: their median, of MAX_MEDIAN_SPIKES at most."""
+    values = thin(values, MAX_MEDIAN_SPIKES)
+    spread = median_abs_deviation(values, axis=0, scale="normal")
+    return shrink(np.median(values, axis=0), np.pi / 2 * np.sum(spread**2) / len(values))
+
+
+def shrink(average, chance):
+    """An average, smaller by the share of its energy that chance gives it; 0 where that is most of it."""
+    share = 1.0 - chance / max(np.sum(average**2), 1e-12)
+    return average * (share if share >= MIN_SHARE else 0.0)
+
+
+def measure_chance(values):
+    """Energy that noise gives to the mean over the first axis of values of shape (n, ...), n > 1."""
+    return np.sum((values - values.mean(axis=0)) ** 2) / (len(values) - 1) / len(values)

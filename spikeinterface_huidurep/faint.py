@@ -24,7 +24,7 @@ MIN_NORM_IN_BURST = 16.0  # noise SD; small spikes of weaker units are like nois
 MS_BESIDE = 0.7  # of another spike of the same unit or of one nearby
 
 
-def add_faint_spikes(traces, sorting, templates, job_kwargs):
+def add_faint_spikes(traces, sorting, templates, changes, job_kwargs):
     """
     The sorting with the faint spikes of weak units, and the small ones of units that fire in bursts.
 
@@ -36,6 +36,8 @@ def add_faint_spikes(traces, sorting, templates, job_kwargs):
         What matching found in them.
     templates : spikeinterface.core.Templates
         Of its units, in their order.
+    changes : Changes
+        That it was found with.
     job_kwargs : dict
 
     Returns
@@ -46,20 +48,20 @@ def add_faint_spikes(traces, sorting, templates, job_kwargs):
     norms = np.linalg.norm(templates.get_dense_templates(), axis=(1, 2))
     bursting = find_bursting_units(sorting)
     bursting = bursting[norms[bursting] >= MIN_NORM_IN_BURST]
-    small = find_alone(traces, sorting, templates, bursting, SIZE_IN_BURST, MIN_SCORE, job_kwargs)
+    small = find_alone(traces, sorting, templates, changes, bursting, SIZE_IN_BURST, MIN_SCORE, job_kwargs)
     is_of_burst = follow_others(small, sorting.to_spike_vector(), sorting.sampling_frequency)
     sorting = add_spikes(sorting, small[is_of_burst])
     weak = np.flatnonzero(norms < MAX_NORM)
-    return add_spikes(sorting, find_alone(traces, sorting, templates, weak, 1.0, THRESHOLD, job_kwargs))
+    return add_spikes(sorting, find_alone(traces, sorting, templates, changes, weak, 1.0, THRESHOLD, job_kwargs))
 
 
-def find_alone(traces, sorting, templates, units, size, threshold, job_kwargs):
+def find_alone(traces, sorting, templates, changes, units, size, threshold, job_kwargs):
     """
     Spikes of some units in what is left when all that were found are taken away, but not beside these.
 
     Parameters
     ----------
-    traces, sorting, templates, job_kwargs
+    traces, sorting, templates, changes, job_kwargs
         As for `add_faint_spikes`.
     units : np.ndarray, int64, shape (n_units,)
         Indices.
@@ -77,7 +79,7 @@ def find_alone(traces, sorting, templates, units, size, threshold, job_kwargs):
         return spikes[:0]
     whole = templates.select_units(templates.unit_ids[units])
     found = find_spikes_from_templates(
-        take_away(traces, sorting, templates),
+        take_away(traces, sorting, templates, changes),
         replace(whole, templates_array=np.float32(size) * whole.templates_array),
         method="wobble",
         method_kwargs=dict(parameters=dict(threshold=threshold)),

@@ -35,7 +35,7 @@ MAX_COMPARED_UNITS, MAX_COMPARED_SPIKES = 20, 500  # of each, whose spread is me
 N_STARTS = 3  # of each mixture
 
 
-def find_missed_units(traces, sorting, templates, residuals, params, folder, job_kwargs):
+def find_missed_units(traces, sorting, templates, changes, residuals, params, folder, job_kwargs):
     """
     Cluster the peaks that are left when all templates are taken away.
 
@@ -46,6 +46,8 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
     sorting : NumpySorting
     templates : spikeinterface.core.Templates
         Of its units.
+    changes : Changes
+        That it was found with.
     residuals : Residuals
         Of its spikes.
     params : SorterParams
@@ -64,7 +66,7 @@ def find_missed_units(traces, sorting, templates, residuals, params, folder, job
     spread_of_units = measure_spread_of_units(sorting, residuals)
     fitting = sorting.to_spike_vector()[~find_misfits(sorting, residuals)]
     sorting = NumpySorting(fitting, sorting.sampling_frequency, sorting.unit_ids)
-    rest = take_away(traces, sorting, templates)
+    rest = take_away(traces, sorting, templates, changes)
     all_peaks = detect_spikes(rest, params, job_kwargs, examples=traces)
     all_peaks = all_peaks[~find_explained(all_peaks, sorting, templates)]
     peaks = select_spikes(all_peaks, params)
@@ -211,7 +213,7 @@ def measure_spread_of_units(sorting, residuals):
         rows = thin(np.flatnonzero(spikes["unit_index"] == unit_index), MAX_COMPARED_SPIKES)
         if len(rows) >= 2:
             channels = residuals.find_channels(unit_index)
-            white = whiten(residuals.read(rows, unit_index), spikes[rows], channels, residuals.noise)
+            white = whiten(residuals.read(rows, unit_index, has_followed=True), spikes[rows], channels, residuals.noise)
             spreads.append(measure_spread(white) / white.shape[1])
     return float(np.median(spreads)) if spreads else 0.0
 

@@ -14,6 +14,7 @@ from spikeinterface.sortingcomponents.tools import clean_cache_preprocessing
 from threadpoolctl import threadpool_limits
 
 from spikeinterface_huidurep.alignment import align_spikes
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.clustering import cluster_spikes
 from spikeinterface_huidurep.compilation import keep_compiled_functions
 from spikeinterface_huidurep.confidence import assign_spikes, keep_certain_units
@@ -56,7 +57,7 @@ from spikeinterface_huidurep.results import (
     save_results,
 )
 from spikeinterface_huidurep.steadiness import Steadiness
-from spikeinterface_huidurep.tracking import find_changes, match_changing_templates, split_time
+from spikeinterface_huidurep.tracking import find_changes, find_drift, match_changing_templates, split_time
 from spikeinterface_huidurep.waveforms import Neighborhoods, reach_next_channel
 from spikeinterface_huidurep.whitening import list_segment_sizes
 
@@ -64,6 +65,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REFINEMENTS = 2  # times that the units are looked at again
 MAX_MATCHINGS = 2  # of the same templates, but for some that are taken out
+MAX_FOLLOWINGS = 4  # times that changing waveforms are measured and matched anew
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: on a busy machine threads take many times as long
@@ -210,12 +212,17 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     """
     peak_sign, neighborhoods = params.peak_sign, clusters.neighborhoods
     n_spikes = made_of = clusters.count_spikes()
+    known, _ = clusters.make_sorting(templates.unit_ids, traces.sampling_frequency)
+    changes = None
     for look in range(1 + MAX_REFINEMENTS):
-        sorting, templates = match_units(traces, templates, n_spikes, made_of, params, job_kwargs)
+        waveforms_folder = folder / "waveforms" / f"look_{look}"
+        if changes is not NO_CHANGES:
+            drift_folder = waveforms_folder / "drift"
+            changes = find_drift(traces, known, templates, neighborhoods, peak_sign, drift_folder, job_kwargs)
+        sorting, templates = match_units(traces, templates, changes, n_spikes, made_of, params, job_kwargs)
         clock.log("match", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units")
-        spikes_folder = folder / "waveforms" / f"spikes_{look}"
         sorting, templates, residuals = place_spikes(
-            traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs
+            traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes
         )
         clock.log("place", f"{len(sorting.to_spike_vector())} spikes of {len(sorting.unit_ids)} units are no noise")
         if residuals is None or look == MAX_REFINEMENTS:
@@ -223,19 +230,25 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         refined = refine_units(sorting, residuals, n_spikes, made_of, params.merge_threshold, params.seed)
         clock.log("refine", f"{len(refined.replaced)} units become {len(refined.n_spikes)}")
         if look == 0:  # later ones find what drift leaves of the units known
-            missed = find_missed_units(traces, sorting, templates, residuals, params, spikes_folder, job_kwargs)
+            missed = find_missed_units(
+                traces, sorting, templates, changes, residuals, params, waveforms_folder, job_kwargs
+            )
             clock.log("missed", f"{len(np.unique(missed[1]))} units were missed")
             refined = refined.add(*missed)
         if not refined.replaced and not refined.n_spikes:
             break
         n_spikes, made_of = n_spikes | refined.n_spikes, made_of | refined.made_of
         move_inside(refined.peaks, traces)
-        new_templates = renew_templates(traces, sorting, templates, refined, params, job_kwargs)
+        new_templates = renew_templates(traces, sorting, templates, changes, refined, params, job_kwargs)
         if new_templates is None:
             break
         templates = new_templates
-        shutil.rmtree(spikes_folder, ignore_errors=True)
-    units = follow_units(traces, sorting, templates, residuals, params, spikes_folder / "followed", job_kwargs, clock)
+        known = refined.make_sorting(sorting, templates.unit_ids)
+        shutil.rmtree(waveforms_folder, ignore_errors=True)
+    followed_folder = waveforms_folder / "followed"
+    *units, changes = follow_units(
+        traces, sorting, templates, residuals, changes, params, followed_folder, job_kwargs, clock
+    )
     assignment = assign_neurons(*units, traces)
     sorting, templates, _ = units
     unit_indices = sorting.to_spike_vector()["unit_index"]
@@ -243,19 +256,25 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     true_units = np.unique(unit_indices[assignment.is_true & has_stayed])
     if len(true_units) in (0, len(sorting.unit_ids)):
         return *units, assignment
-    shutil.rmtree(spikes_folder, ignore_errors=True)
+    shutil.rmtree(waveforms_folder, ignore_errors=True)
     sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
     clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
-    placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, spikes_folder, job_kwargs)
-    units = follow_units(traces, *placed, params, spikes_folder / "followed", job_kwargs, clock)
+    placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes)
+    *units, _ = follow_units(traces, *placed, NO_CHANGES, params, followed_folder, job_kwargs, clock)
     return *units, assign_neurons(*units, traces)
 
 
-def follow_units(traces, sorting, templates, residuals, params, folder, job_kwargs, clock):
+def follow_units(traces, sorting, templates, residuals, known, params, folder, job_kwargs, clock):
     """
     Match again where the waveforms of units change slowly, and look for faint spikes: of weak units, and of bursts.
 
-    The files of their residuals go to `folder`, which is made.
+    The spikes found show better how waveforms change: this is done anew until they do not change any more. The files of
+    the residuals go to `folder`, which is made.
+
+    Parameters
+    ----------
+    known : Changes
+        That the spikes of the sorting were found with.
 
     Returns
     -------
@@ -263,26 +282,32 @@ def follow_units(traces, sorting, templates, residuals, params, folder, job_kwar
     templates : spikeinterface.core.Templates
     residuals : Residuals | None
         As they are, if none changes and none is weak; None if no spikes are left.
+    changes : Changes
+        That the spikes were found with.
     """
-    if residuals is None:
-        return sorting, templates, residuals
-    changes = find_changes(sorting, residuals, split_time(traces))
-    n_changed = len(changes.find_units())
-    if n_changed > 0:
-        sorting = match_changing_templates(traces, sorting, templates, changes, params, job_kwargs)
-        templates = templates.select_units(sorting.unit_ids)
-    n_found = len(sorting.to_spike_vector())
-    sorting = add_faint_spikes(traces, sorting, templates, job_kwargs)
-    n_faint = len(sorting.to_spike_vector()) - n_found
-    if n_changed > 0 or n_faint > 0:
-        sorting, templates, residuals = place_spikes(
-            traces, sorting, templates, residuals.neighborhoods, params.peak_sign, folder, job_kwargs, changes
-        )
-    clock.log("follow", f"{n_changed} units change, {n_faint} faint spikes, {len(sorting.to_spike_vector())} spikes")
-    return sorting, templates, residuals
+    for turn in range(MAX_FOLLOWINGS):
+        if residuals is None:
+            break
+        changes = find_changes(sorting, residuals, split_time(traces))
+        matched = match_changing_templates(traces, sorting, templates, changes, known, params, job_kwargs)
+        is_same = matched is sorting
+        if turn > 0 and is_same:
+            break
+        known, n_changed = changes, len(changes.find_units())
+        templates = templates.select_units(matched.unit_ids)
+        sorting = add_faint_spikes(traces, matched, templates, changes, job_kwargs)
+        n_faint = len(sorting.to_spike_vector()) - len(matched.to_spike_vector())
+        if n_changed > 0 or n_faint > 0:
+            place = residuals.neighborhoods, params.peak_sign, folder / f"turn_{turn}", job_kwargs
+            sorting, templates, residuals = place_spikes(traces, sorting, templates, *place, changes)
+        n_spikes = len(sorting.to_spike_vector())
+        clock.log("follow", f"{n_changed} units change, {n_faint} faint spikes, {n_spikes} spikes")
+        if is_same:
+            break
+    return sorting, templates, residuals, known
 
 
-def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
+def match_units(traces, templates, changes, n_spikes, made_of, params, job_kwargs):
     """
     The units of which matching finds spikes, and that these confirm.
 
@@ -297,6 +322,9 @@ def match_units(traces, templates, n_spikes, made_of, params, job_kwargs):
     templates = remove_redundant_templates(templates, n_spikes, traces.get_total_duration())
     for _ in range(MAX_MATCHINGS):
         found = match_templates(traces, templates, params, job_kwargs)
+        found = match_changing_templates(
+            traces, found, templates.select_units(found.unit_ids), changes, NO_CHANGES, params, job_kwargs
+        )
         lasting = keep_lasting_units(traces, found, templates, n_spikes, made_of, job_kwargs)
         sorting = keep_confirmed_units(lasting, templates, made_of)
         if len(sorting.unit_ids) == len(lasting.unit_ids) or len(lasting.unit_ids) == len(found.unit_ids):

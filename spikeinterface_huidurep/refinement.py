@@ -23,7 +23,7 @@ from spikeinterface.core.base import base_peak_dtype
 from spikeinterface_huidurep.clustering import MIN_SPIKES
 from spikeinterface_huidurep.hidden import find_hidden_neuron, find_lonely_spikes
 from spikeinterface_huidurep.joining import find_same_units
-from spikeinterface_huidurep.matching import WEAK_NORM
+from spikeinterface_huidurep.matching import WEAK_NORM, make_sorting
 from spikeinterface_huidurep.merging import shift_each, thin
 from spikeinterface_huidurep.residuals import choose_lags, move_waveform, multiply
 from spikeinterface_huidurep.sizes import split_sizes
@@ -60,6 +60,30 @@ class RefinedUnits:
     """Ids of the old units."""
     free_id: int
     """Neither an old unit nor a new one has this id or a larger one."""
+
+    def make_sorting(self, sorting, unit_ids):
+        """
+        The spikes of the old units that stay, and the peaks of the new ones, as far as they are among `unit_ids`.
+
+        Parameters
+        ----------
+        sorting : NumpySorting
+            Of the old units.
+        unit_ids : np.ndarray, int
+
+        Returns
+        -------
+        sorting : NumpySorting
+        """
+        spikes = sorting.to_spike_vector()
+        old = sorting.unit_ids[spikes["unit_index"]]
+        stays = ~np.isin(old, self.replaced)
+        samples, segments = (
+            np.concatenate([spikes[name][stays], self.peaks[name]]) for name in ("sample_index", "segment_index")
+        )
+        labels = np.concatenate([old[stays], self.labels]).astype("int64")
+        kept = np.isin(labels, unit_ids)
+        return make_sorting(samples[kept], labels[kept], segments[kept], sorting.sampling_frequency)[0]
 
     def add(self, peaks, labels, weights):
         """
@@ -165,7 +189,7 @@ def _split_units(changes, residuals, members, times_s, threshold, seed):
     shapes = _find_shapes(residuals)
     for index, rows in enumerate(members):
         waveform, whitener = _get_waveform_and_whitener(residuals, index)
-        spikes, all_times_s = residuals.read(rows, index), times_s[index]
+        spikes, all_times_s = residuals.read(rows, index, has_followed=True), times_s[index]
         parts = split_unit(spikes, waveform, whitener, shapes, threshold, seed)
         if parts.max() == 0:
             looked_at_s = thin(all_times_s, MAX_SPIKES)  # as the rows are
@@ -184,7 +208,7 @@ def _uncover_neurons(changes, residuals, spikes, sizes, weights, threshold, seed
         if len(rows) <= MAX_SPIKES:
             continue
         waveform, whitener = _get_waveform_and_whitener(residuals, index)
-        apply_to_residuals = partial(residuals.apply, spike_indices=rows, unit_index=index)
+        apply_to_residuals = partial(residuals.apply, spike_indices=rows, unit_index=index, has_followed=True)
         is_hidden = find_hidden_neuron(apply_to_residuals, waveform, whitener, shapes, MAX_SPIKES, threshold, seed)
         if is_hidden.any():
             parts = rows[~is_hidden], rows[is_hidden]

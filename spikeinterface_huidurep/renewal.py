@@ -21,7 +21,7 @@ from spikeinterface_huidurep.merging import shift_waveforms
 from spikeinterface_huidurep.residuals import take_away
 
 
-def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
+def renew_templates(traces, sorting, templates, changes, refined, params, job_kwargs):
     """
     Templates of the units that stay, as they are, and of the new ones.
 
@@ -33,6 +33,8 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
         What was found in them.
     templates : spikeinterface.core.Templates
         Of its units.
+    changes : Changes
+        That it was found with.
     refined : RefinedUnits
         Of these units. Peaks are inside the recording.
     params : SorterParams
@@ -46,7 +48,9 @@ def renew_templates(traces, sorting, templates, refined, params, job_kwargs):
     kept = templates.select_units(np.setdiff1d(templates.unit_ids, refined.replaced))
     if len(refined.peaks) == 0:
         return join_templates(kept, None)
-    rest = center(take_away(traces, sorting, templates), mode="median", **choose_noise_chunks(traces, params.seed))
+    rest = center(
+        take_away(traces, sorting, templates, changes), mode="median", **choose_noise_chunks(traces, params.seed)
+    )
     means = average_peaks(rest, refined.peaks, refined.labels, params, job_kwargs)
     own = average_own_templates(templates, refined) * means.sparsity_mask[:, None, :]
     whole = replace(means, templates_array=means.get_dense_templates() + own, sparsity_mask=None)

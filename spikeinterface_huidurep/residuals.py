@@ -7,11 +7,11 @@ itself, as for white noise, so that it finds more noise that is like a weak temp
 """
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import numpy as np
-from spikeinterface.core import ms_to_samples
+from spikeinterface.core import NumpySorting, ms_to_samples
 from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
@@ -55,6 +55,10 @@ class Residuals:
     neighborhoods: Neighborhoods
     noise: Noise
     """What is left at any time."""
+    blocks: np.ndarray | None = None
+    """int64 (n_spikes,): of the changes; None if there is none."""
+    changes: dict = field(default_factory=dict)
+    """Of unit index -> float32 (n_blocks, n_channels, n_samples): what was taken away beside its template."""
 
     def measure_norms(self):
         """Norms of the templates, shape (n_units,) in noise SD."""
@@ -82,15 +86,18 @@ class Residuals:
         """Channels of the residuals of a unit, in their order."""
         return self.neighborhoods.find_neighbors(self.main_channels[unit_index])
 
-    def read(self, spike_indices, unit_index):
-        """Residuals of spikes of one unit, float32 (n, n_channels, n_samples)."""
-        return read_waveforms(self.values, spike_indices, len(self.find_channels(unit_index)))
+    def read(self, spike_indices, unit_index, has_followed=False):
+        """Residuals of spikes of one unit, float32 (n, n_channels, n_samples); without its changes if followed."""
+        left = read_waveforms(self.values, spike_indices, len(self.find_channels(unit_index)))
+        if has_followed or unit_index not in self.changes:
+            return left
+        return left + self.changes[unit_index][self.blocks[spike_indices]]
 
     def get_template(self, unit_index):
         """Template of a unit where its residuals are: float32 (n_channels, n_samples), as `read` has them."""
         return self.get_waveform(unit_index, self.find_channels(unit_index))[:, self.window]
 
-    def apply(self, function, spike_indices, unit_index):
+    def apply(self, function, spike_indices, unit_index, has_followed=False):
         """
         Function of the residuals of spikes of one unit, one block of spikes after the other to spare memory.
 
@@ -106,14 +113,16 @@ class Residuals:
         values : np.ndarray, shape (n_spikes, ...)
         """
         blocks = np.split(spike_indices, range(BLOCK_SIZE, len(spike_indices), BLOCK_SIZE))
-        return np.concatenate([function(self.read(block, unit_index)) for block in blocks])
+        return np.concatenate([function(self.read(block, unit_index, has_followed)) for block in blocks])
 
     def get_waveform(self, unit_index, channels):
         """Template of a unit on some channels, float32 (n_channels, n_samples_of_template)."""
         return self.waveforms[unit_index][:, channels].T
 
 
-def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, noise=None):
+def extract_residuals(
+    traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, changes=NO_CHANGES, noise=None
+):
     """
     Take all templates away and cut out what is left around every spike.
 
@@ -129,6 +138,8 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     folder : Path
         For the file of the residuals; removed by the caller.
     job_kwargs : dict
+    changes : Changes, default: NO_CHANGES
+        Of the waveforms taken away.
     noise : Noise | None, default: None
         Measured in what is left if it is not known.
 
@@ -136,26 +147,115 @@ def extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, fold
     -------
     residuals : Residuals
     """
-    explained = take_away(traces, sorting, templates)
+    explained = take_away(traces, sorting, templates, changes)
+    residuals = _cut_out_spikes(explained, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs)
+    channels = [residuals.find_channels(index) for index in range(len(sorting.unit_ids))]
+    of_units = collect_changes(changes, sorting.unit_ids, channels)
+    blocks = changes.find_blocks(sorting.to_spike_vector())
+    return replace(residuals, noise=noise or residuals.noise, blocks=blocks, changes=of_units)
+
+
+def extract_deviations(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+    """`extract_residuals` where other spikes are not known: only the template of each is taken away from it."""
+    deviations = _cut_out_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs)
+    minus_own = {index: -deviations.get_template(index)[None] for index in range(len(sorting.unit_ids))}
+    return replace(deviations, blocks=np.zeros(len(deviations.values), dtype="int64"), changes=minus_own)
+
+
+def _cut_out_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+    """`Residuals` of traces as they are."""
     main_channels = find_main_channels(templates, neighborhoods, peak_sign)
     spikes = sorting.to_spike_vector()
     peaks = np.zeros(len(spikes), dtype=base_peak_dtype)
     peaks["sample_index"], peaks["segment_index"] = spikes["sample_index"], spikes["segment_index"]
     peaks["channel_index"] = main_channels[spikes["unit_index"]]
-    values = cut_out(explained, peaks, neighborhoods, folder, job_kwargs)
-    noise = noise or Noise(explained)
-    return Residuals(values, *pad_templates(templates), templates.num_samples, main_channels, neighborhoods, noise)
+    return Residuals(
+        cut_out(traces, peaks, neighborhoods, folder, job_kwargs),
+        *pad_templates(templates),
+        templates.num_samples,
+        main_channels,
+        neighborhoods,
+        Noise(traces),
+    )
 
 
-def take_away(traces, sorting, templates):
-    """The traces without the templates of all spikes, a recording that reads as traces do."""
+def collect_changes(changes, unit_ids, channels_of_units):
+    """
+    The changes of each unit on its channels, 0 where there is none.
+
+    Parameters
+    ----------
+    changes : Changes
+    unit_ids : np.ndarray, shape (n_units,)
+    channels_of_units : list of np.ndarray, int, shape (n_channels,)
+
+    Returns
+    -------
+    of_units : dict of int -> np.ndarray, float32, shape (n_blocks, n_channels, n_samples)
+        Of the indices of the units that change.
+    """
+    of_units = {}
+    for unit_index, (unit_id, channels) in enumerate(zip(unit_ids.tolist(), channels_of_units, strict=True)):
+        for block, of_block in enumerate(changes.of_block):
+            if unit_id in of_block:
+                change = of_block[unit_id]
+                shape = len(changes.blocks), len(channels), change.waveform.shape[1]
+                change.add_to(of_units.setdefault(unit_index, np.zeros(shape, dtype="float32"))[block], channels, 0)
+    return of_units
+
+
+def take_away(traces, sorting, templates, changes=NO_CHANGES):
+    """The traces without the templates of all spikes, as they are at the time; a recording that reads as traces do."""
+    sorting, waveforms = list_waveforms(sorting, templates, changes)
     return InjectTemplatesRecording(
         sorting,
-        templates.get_dense_templates().astype("float32"),
+        waveforms,
         nbefore=templates.nbefore,
         amplitude_factor=-1.0,
         parent_recording=traces.select_segments(range(sorting.get_num_segments())),  # later ones have no spike
     )
+
+
+def list_waveforms(sorting, templates, changes):
+    """
+    All waveforms that there are, each template and each change of it, and the spikes of each.
+
+    Parameters
+    ----------
+    sorting : NumpySorting
+    templates : spikeinterface.core.Templates
+        Of its units, in their order.
+    changes : Changes
+
+    Returns
+    -------
+    sorting : NumpySorting
+        Units are the waveforms.
+    waveforms : np.ndarray, float32, shape (n_waveforms, n_samples, n_channels)
+    """
+    waveforms = templates.get_dense_templates().astype("float32")
+    if not changes.find_units():
+        return sorting, waveforms
+    old_spikes, waveforms = sorting.to_spike_vector(), list(waveforms)
+    spikes, blocks = old_spikes.copy(), changes.find_blocks(old_spikes)
+    start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
+    for unit_index, unit_id in enumerate(sorting.unit_ids.tolist()):
+        own_channels = np.flatnonzero(templates.sparsity_mask[unit_index])
+        for block, of_block in enumerate(changes.of_block):
+            rows = np.flatnonzero((old_spikes["unit_index"] == unit_index) & (blocks == block))
+            if unit_id in of_block and len(rows) > 0:
+                spikes["unit_index"][rows] = len(waveforms)
+                waveforms.append(change_waveform(waveforms[unit_index], of_block[unit_id], own_channels, start))
+    return NumpySorting(spikes, sorting.sampling_frequency, np.arange(len(waveforms))), np.stack(waveforms)
+
+
+def change_waveform(waveform, change, channels, start):
+    """A waveform (n_samples, n_channels) with a change on some channels, see `Change.add_to`."""
+    changed = waveform.copy()
+    on_channels = changed[:, channels].T
+    change.add_to(on_channels, channels, start)
+    changed[:, channels] = on_channels.T
+    return changed
 
 
 def cut_out(traces, peaks, neighborhoods, folder, job_kwargs):
@@ -219,7 +319,9 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     """
     if len(sorting.unit_ids) == 0:
         return sorting, templates, None
-    residuals = extract_residuals(traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs)
+    residuals = extract_residuals(
+        traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs, changes
+    )
     spikes = sorting.to_spike_vector().copy()
     kept = np.zeros(len(spikes), dtype=bool)
     for unit_index, unit_id in enumerate(sorting.unit_ids.tolist()):
@@ -237,7 +339,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
         return placed, templates, None
     noise = residuals.noise
     residuals = extract_residuals(
-        traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs, noise
+        traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs, changes, noise
     )
     return placed, templates, residuals
 

@@ -283,7 +283,9 @@ def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
     """
     Join the parts between which there is no gap, those with the lowest dip score first.
 
-    Parts that are farther apart than those of anything stay apart: the dip test is weak for few spikes.
+    Parts that are farther apart than those of anything stay apart: the dip test is weak for few spikes. And what is
+    joined is as far from another part as the closer of the two was, or farther: it is more spread, so that the gap
+    beside it looks smaller.
 
     Parameters
     ----------
@@ -299,21 +301,30 @@ def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
     parts : np.ndarray, int64, shape (n_spikes,)
         Counted from 0.
     """
-    while True:
-        labels, parts = np.unique(parts, return_inverse=True)
-        members = [np.flatnonzero(parts == part) for part in range(len(labels))]
-        samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in members]
-        scores = {
-            (first, second): score_pair(
-                samples[first], samples[second], (len(members[first]), len(members[second])), max_separation
-            )
-            for second in range(len(labels))
-            for first in range(second)
-        }
-        if not scores or min(scores.values()) >= threshold:
-            return parts
-        first, second = min(scores, key=scores.get)
+    parts = np.unique(parts, return_inverse=True)[1]
+    scores = np.zeros((parts.max() + 1,) * 2)
+    while len(scores) > 1:
+        scores = np.maximum(scores, score_pairs(vectors, parts, max_separation))
+        first, second = np.unravel_index(np.argmin(scores), scores.shape)
+        if scores[first, second] >= threshold:
+            break
         parts[parts == second] = first
+        parts -= parts > second
+        scores[first] = scores[:, first] = np.minimum(scores[first], scores[second])
+        scores = np.delete(np.delete(scores, second, axis=0), second, axis=1)
+    return parts
+
+
+def score_pairs(vectors, parts, max_separation):
+    """`score_pair` of all pairs of parts, symmetric, infinite for a part and itself: float (n_parts, n_parts)."""
+    sizes = np.bincount(parts)
+    samples = [vectors[thin(np.flatnonzero(parts == part), MAX_TESTED_SPIKES)] for part in range(len(sizes))]
+    scores = np.full((len(sizes),) * 2, np.inf)
+    for second in range(len(sizes)):
+        for first in range(second):
+            score = score_pair(samples[first], samples[second], (sizes[first], sizes[second]), max_separation)
+            scores[first, second] = scores[second, first] = score
+    return scores
 
 
 def score_pair(first, second, sizes, max_separation=np.inf):

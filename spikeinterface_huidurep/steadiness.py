@@ -8,8 +8,8 @@ between the times of the first and those of the second. Behaviour leaves them as
 
 import numpy as np
 
+from spikeinterface_huidurep.changes import measure_chance
 from spikeinterface_huidurep.merging import thin
-from spikeinterface_huidurep.tracking import measure_chance
 
 STRETCHES_S = 2.0, 10.0  # drift may be as fast as the first; the second where it tells nothing
 MIN_RATIO = 4.0  # of the shares of their spikes that two units fire in a stretch; it is the time of the first, then

@@ -6,22 +6,24 @@ waveform differs there; matched anew with the templates of each part, spikes tha
 template go back to their own. What is noise is judged by these templates, too (`residuals.place_spikes`).
 """
 
+import shutil
 from collections import ChainMap
 from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
-from spikeinterface_huidurep.changes import Change, Changes, find_block
+from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes, find_block, shrink_mean, shrink_median
 from spikeinterface_huidurep.matching import find_spikes, keep_frequent_units, make_sorting
 from spikeinterface_huidurep.merging import thin
+from spikeinterface_huidurep.motion import DISPLACEMENT
 from spikeinterface_huidurep.refinement import MAX_SPIKES
-from spikeinterface_huidurep.residuals import count_samples
+from spikeinterface_huidurep.residuals import count_samples, extract_deviations
 
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
-MIN_SHARE = 1 / 3  # of the energy of a change that is not chance; few reach it where nothing drifts, most where it does
+MIN_CHANGING = 0.5  # of the units, in the mean over the blocks: a probe that moves changes most of them
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 MIN_CHANGE_OF_BLOCK = 3.0  # noise SD, of some template on its own channels; with less no other spikes are found
 
@@ -44,12 +46,48 @@ def split_time(traces):
     return blocks
 
 
-def find_changes(sorting, residuals, blocks):
+def find_drift(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
+    """
+    How the waveforms of units change, where most of them do and drift was not corrected.
+
+    Templates that are a mean over all that drift made of a neuron find the wrong spikes: this has to be known before
+    they are matched. What overlaps the spikes is not known yet: it is left out as most spikes have none.
+
+    Parameters
+    ----------
+    traces : BaseRecording
+        In multiples of the noise SD.
+    sorting : NumpySorting
+        The spikes as far as they are known.
+    templates : spikeinterface.core.Templates
+        Of its units, and maybe of others.
+    neighborhoods : Neighborhoods
+    peak_sign : "neg" | "pos" | "both"
+    folder : Path
+        For the file of the waveforms, which is removed.
+    job_kwargs : dict
+
+    Returns
+    -------
+    changes : Changes
+        NO_CHANGES if fewer units change, or the traces were interpolated as the probe moved.
+    """
+    if traces.get_annotation(DISPLACEMENT, copy=False) is not None:
+        return NO_CHANGES
+    templates = templates.select_units(sorting.unit_ids)
+    deviations = extract_deviations(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs)
+    changes = find_changes(sorting, deviations, split_time(traces), shrink_median)
+    shutil.rmtree(folder)
+    n_changing = np.mean([len(of_block) for of_block in changes.of_block])
+    return changes if n_changing >= MIN_CHANGING * len(sorting.unit_ids) else NO_CHANGES
+
+
+def find_changes(sorting, residuals, blocks, average=shrink_mean):
     """
     How the waveforms of units differ from their templates in blocks of time.
 
-    The mean of what is left of the spikes, shrunk by what their noise makes of it (James and Stein 1961). A unit that
-    has too few spikes in a block, as where drift made them another unit's, is taken to be as in the nearest one.
+    The average of what is left of the spikes, shrunk by what their noise makes of it (James and Stein 1961). A unit
+    that has too few spikes in a block, as where drift made them another unit's, is taken to be as in the nearest one.
 
     Parameters
     ----------
@@ -58,6 +96,8 @@ def find_changes(sorting, residuals, blocks):
         Of its spikes.
     blocks : list of (int, int, int)
         See `split_time`.
+    average : Callable, default: shrink_mean
+        Of waveforms, shape (n, n_channels, n_samples).
 
     Returns
     -------
@@ -65,7 +105,7 @@ def find_changes(sorting, residuals, blocks):
         Of the units that change by MIN_CHANGE or more.
     """
     spikes = sorting.to_spike_vector()
-    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block) for block in blocks]
+    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block, average) for block in blocks]
     of_block = [
         {unit: change for unit, change in changes.items() if np.linalg.norm(change.waveform) >= MIN_CHANGE}
         for changes in borrow_changes(measured, blocks)
@@ -73,14 +113,14 @@ def find_changes(sorting, residuals, blocks):
     return Changes(blocks, of_block)
 
 
-def _measure_changes(spikes, unit_ids, residuals, block):
+def _measure_changes(spikes, unit_ids, residuals, block, average):
     """Changes in a block of the units that have MIN_SPIKES there, be they ever so small: dict of unit id -> Change."""
     inside = find_block(spikes, block)
     unit_indices = spikes["unit_index"][inside]
     changes = {}
     for index in np.flatnonzero(np.bincount(unit_indices) >= MIN_SPIKES).tolist():
         rows = thin(inside.start + np.flatnonzero(unit_indices == index), MAX_SPIKES)
-        changes[int(unit_ids[index])] = Change(residuals.find_channels(index), shrink_mean(residuals.read(rows, index)))
+        changes[int(unit_ids[index])] = Change(residuals.find_channels(index), average(residuals.read(rows, index)))
     return changes
 
 
@@ -106,42 +146,20 @@ def borrow_changes(measured, blocks):
     return borrowed
 
 
-def shrink_mean(values):
+def match_changing_templates(traces, sorting, templates, changes, known, params, job_kwargs):
     """
-    Mean over the first axis, smaller by the share of its energy that chance would give; 0 where that is most of it.
-
-    Parameters
-    ----------
-    values : np.ndarray, float32, shape (n, ...)
-        n > 1.
-
-    Returns
-    -------
-    mean : np.ndarray, float32, shape (...)
-    """
-    mean = values.mean(axis=0)
-    share = 1.0 - measure_chance(values) / max(np.sum(mean**2), 1e-12)
-    return mean * (share if share >= MIN_SHARE else 0.0)
-
-
-def measure_chance(values):
-    """Energy that noise gives to the mean over the first axis of values of shape (n, ...), n > 1."""
-    return np.sum((values - values.mean(axis=0)) ** 2) / (len(values) - 1) / len(values)
-
-
-def match_changing_templates(traces, sorting, templates, changes, params, job_kwargs):
-    """
-    Match the blocks in which some unit changes by MIN_CHANGE_OF_BLOCK with the templates as they are there.
+    Match the blocks in which some unit is by MIN_CHANGE_OF_BLOCK not as it is known, with the templates as they are.
 
     Parameters
     ----------
     traces : BaseRecording
         In multiples of the noise SD.
     sorting : NumpySorting
-        What the templates of the whole recording found: kept in the other blocks, all of it if there is no such block.
+        What was found by the templates as they are known: kept in the other blocks, all of it if there is none such.
     templates : spikeinterface.core.Templates
         Of the units of the sorting, in their order.
-    changes : Changes
+    changes, known : Changes
+        As they are, and as they were when the blocks were matched last.
     params : SorterParams
     job_kwargs : dict
 
@@ -151,7 +169,9 @@ def match_changing_templates(traces, sorting, templates, changes, params, job_kw
         Unit ids are those of the templates that fire at least at `min_firing_rate`.
     """
     changed = [change_templates(templates, of_block) for of_block in changes.of_block]
-    is_matched = [measure_largest_change(templates, of_block) >= MIN_CHANGE_OF_BLOCK for of_block in changed]
+    matched_with = [change_templates(templates, of_block) for of_block in known.of_block or [{}] * len(changed)]
+    largest = [measure_largest_change(before, now) for before, now in zip(matched_with, changed, strict=True)]
+    is_matched = [change >= MIN_CHANGE_OF_BLOCK for change in largest]
     if not any(is_matched):
         return sorting
     spikes = sorting.to_spike_vector()
@@ -203,7 +223,8 @@ def change_templates(templates, changes):
     array = templates.templates_array.copy()
     start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
     indices = {unit_id: index for index, unit_id in enumerate(templates.unit_ids.tolist())}
-    for unit_id, change in changes.items():
+    for unit_id in changes.keys() & indices.keys():
+        change = changes[unit_id]
         own_channels = np.flatnonzero(templates.sparsity_mask[indices[unit_id]])
         change.add_to(array[indices[unit_id]].T, own_channels, start)
     return replace(templates, templates_array=array)

@@ -6,6 +6,7 @@ from spikeinterface.core import NumpyRecording, Templates
 from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface.core.generate import InjectTemplatesRecording
 
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.faint import MAX_NORM, MS_BESIDE, add_faint_spikes, find_nearby, is_alone
 from spikeinterface_huidurep.matching import find_coincidences, make_sorting, match_templates
 from spikeinterface_huidurep.params import SorterParams
@@ -50,7 +51,7 @@ def count_found(sorting, samples):
 def test_faint_spikes_of_a_weak_unit_are_found():
     traces, templates, samples = make_unit(7.0)
     matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
-    sorting = add_faint_spikes(traces, matched, templates, JOB_KWARGS)
+    sorting = add_faint_spikes(traces, matched, templates, NO_CHANGES, JOB_KWARGS)
     (n_matched, _), (n_found, n_false) = (count_found(found, samples) for found in (matched, sorting))
     assert n_matched < 0.7 * N_SPIKES
     assert n_found > 0.9 * N_SPIKES
@@ -61,7 +62,7 @@ def test_faint_spikes_of_a_weak_unit_are_found():
 def test_large_units_have_none():
     traces, templates, samples = make_unit(1.05 * MAX_NORM)
     half, _ = make_sorting(samples[::2], np.full(150, 7), np.zeros(150, int), SAMPLING_FREQUENCY)
-    assert add_faint_spikes(traces, half, templates, JOB_KWARGS) is half
+    assert add_faint_spikes(traces, half, templates, NO_CHANGES, JOB_KWARGS) is half
 
 
 def make_spikes(samples, units, segments=0):
@@ -103,18 +104,18 @@ def test_the_small_spikes_of_bursts_are_found():
     traces, templates, large, small = make_bursts([1.0, 1.0, 0.4, 0.4])
     matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
     assert count_found(matched, large) == (len(large), 0)
-    sorting = add_faint_spikes(traces, matched, templates, JOB_KWARGS)
+    sorting = add_faint_spikes(traces, matched, templates, NO_CHANGES, JOB_KWARGS)
     assert count_found(sorting, np.sort(np.r_[large, small])) == (len(large) + len(small), 0)
 
 
 def test_small_spikes_that_follow_no_others_are_of_another_neuron():
     traces, templates, large, small = make_bursts([1.0, 1.0, 0.0, 0.0, 0.0, 0.4])
     matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
-    sorting = add_faint_spikes(traces, matched, templates, JOB_KWARGS)
+    sorting = add_faint_spikes(traces, matched, templates, NO_CHANGES, JOB_KWARGS)
     assert count_found(sorting, large) == (len(large), 0)
 
 
 def test_small_spikes_of_a_unit_that_does_not_burst_are_of_another_neuron():
     traces, templates, large, small = make_bursts([1.0, 0.4])
     matched = match_templates(traces, templates, SorterParams(), JOB_KWARGS)
-    assert add_faint_spikes(traces, matched, templates, JOB_KWARGS) is matched
+    assert add_faint_spikes(traces, matched, templates, NO_CHANGES, JOB_KWARGS) is matched

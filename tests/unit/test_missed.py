@@ -8,6 +8,7 @@ from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
 
 from spikeinterface_huidurep import missed
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.missed import (
     EXPLAINED_MS,
     EXPLAINED_PTP,
@@ -158,7 +159,7 @@ def find_in_noise(n_rare, folder, n_known=300, duration=600_000, are_rare_found=
     sorting = make_sorting(matched, np.zeros(len(matched), int))
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 100.0)
     residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "found", JOB_KWARGS)
-    found = find_missed_units(recording, sorting, templates, residuals, SorterParams(), folder, JOB_KWARGS)
+    found = find_missed_units(recording, sorting, templates, NO_CHANGES, residuals, SorterParams(), folder, JOB_KWARGS)
     return found, times[is_rare]
 
 

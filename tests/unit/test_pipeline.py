@@ -9,6 +9,7 @@ from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_info, threadpool_limits
 
 from spikeinterface_huidurep import pipeline
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
 from spikeinterface_huidurep.params import SorterParams
@@ -138,7 +139,7 @@ def test_units_that_lost_their_spikes_to_noise_are_matched_again_without(monkeyp
     monkeypatch.setattr(pipeline, "keep_confirmed_units", confirm)
     templates = make_units((10, 3, 0), (10, 6, 0), (10, 9, 0))
     traces = NumpyRecording([np.zeros((30_000, 12), "float32")], SAMPLING_FREQUENCY)
-    sorting, templates = match_units(traces, templates, {}, {}, PARAMS, JOB_KWARGS)
+    sorting, templates = match_units(traces, templates, NO_CHANGES, {}, {}, PARAMS, JOB_KWARGS)
     assert matched == wanted
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == kept
 

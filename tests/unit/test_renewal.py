@@ -6,6 +6,7 @@ from spikeinterface.core import NumpyRecording
 from spikeinterface.core.base import base_peak_dtype
 from spikeinterface.core.sparsity import ChannelSparsity
 
+from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.refinement import RefinedUnits
 from spikeinterface_huidurep.renewal import average_own_templates, join_templates, renew_templates
@@ -79,7 +80,7 @@ def test_a_new_template_is_without_the_spikes_that_overlap_its_own(overlapped):
     traces, sorting, templates, samples = overlapped
     labels, origins, lags = (np.full(200, value) for value in (NEW, WEAK, 0))
     refined = make_refined(samples, labels, origins, lags, [WEAK])
-    new = renew_templates(traces, sorting, templates, refined, PARAMS, JOB_KWARGS)
+    new = renew_templates(traces, sorting, templates, NO_CHANGES, refined, PARAMS, JOB_KWARGS)
     assert new.unit_ids.tolist() == [LARGE, NEW]
     dense = new.get_dense_templates()
     np.testing.assert_array_equal(dense[0], templates.get_dense_templates()[0])
@@ -91,7 +92,7 @@ def test_a_new_template_lies_where_the_spikes_were_moved_to(overlapped):
     traces, sorting, templates, samples = overlapped
     labels, origins, lags = (np.full(200, value) for value in (NEW, WEAK, 3))
     new = renew_templates(
-        traces, sorting, templates, make_refined(samples, labels, origins, lags, [WEAK]), PARAMS, JOB_KWARGS
+        traces, sorting, templates, NO_CHANGES, make_refined(samples, labels, origins, lags, [WEAK]), PARAMS, JOB_KWARGS
     )
     assert np.abs(new.get_dense_templates()[1] - pulse(8.0, 1, delay=-3)).max() < 5 / np.sqrt(200)
 
@@ -101,7 +102,7 @@ def test_what_is_left_at_all_times_is_no_part_of_a_template(overlapped):
     raised = on_probe(traces.get_traces() + 0.8, templates)
     labels, origins, lags = (np.full(200, value) for value in (NEW, WEAK, 0))
     refined = make_refined(samples, labels, origins, lags, [WEAK])
-    new = renew_templates(raised, sorting, templates, refined, PARAMS, JOB_KWARGS)
+    new = renew_templates(raised, sorting, templates, NO_CHANGES, refined, PARAMS, JOB_KWARGS)
     assert np.abs(new.get_dense_templates()[1] - pulse(8.0, 1)).max() < 5 / np.sqrt(200)
 
 
@@ -110,7 +111,7 @@ def test_the_spikes_of_missed_units_had_no_template(overlapped):
     traces, sorting, templates, samples = overlapped
     templates = templates.select_units([LARGE])
     refined = make_refined(samples, np.full(200, NEW), np.full(200, -1), np.zeros(200, int), [])
-    new = renew_templates(traces, sorting.select_units([LARGE]), templates, refined, PARAMS, JOB_KWARGS)
+    new = renew_templates(traces, sorting.select_units([LARGE]), templates, NO_CHANGES, refined, PARAMS, JOB_KWARGS)
     assert new.unit_ids.tolist() == [LARGE, NEW]
     assert np.abs(new.get_dense_templates()[1] - pulse(8.0, 1)).max() < 5 / np.sqrt(200)
 
@@ -118,18 +119,18 @@ def test_the_spikes_of_missed_units_had_no_template(overlapped):
 def test_units_without_new_spikes_are_left_out(overlapped):
     traces, sorting, templates, _ = overlapped
     nothing = [np.zeros(0, int)] * 4
-    new = renew_templates(traces, sorting, templates, make_refined(*nothing, [WEAK]), PARAMS, JOB_KWARGS)
+    new = renew_templates(traces, sorting, templates, NO_CHANGES, make_refined(*nothing, [WEAK]), PARAMS, JOB_KWARGS)
     assert new.unit_ids.tolist() == [LARGE]
-    assert (
-        renew_templates(traces, sorting, templates, make_refined(*nothing, [LARGE, WEAK]), PARAMS, JOB_KWARGS) is None
-    )
+    none_left = make_refined(*nothing, [LARGE, WEAK])
+    assert renew_templates(traces, sorting, templates, NO_CHANGES, none_left, PARAMS, JOB_KWARGS) is None
 
 
 def test_a_new_template_that_is_too_small_is_none(overlapped):
     traces, sorting, templates, _ = overlapped
     between = 400 + 400 * np.arange(200)  # noise
     refined = make_refined(between, np.full(200, NEW), np.full(200, -1), np.zeros(200, int), [LARGE])
-    assert renew_templates(traces, sorting, templates, refined, PARAMS, JOB_KWARGS).unit_ids.tolist() == [WEAK]
+    new = renew_templates(traces, sorting, templates, NO_CHANGES, refined, PARAMS, JOB_KWARGS)
+    assert new.unit_ids.tolist() == [WEAK]
 
 
 # --- own templates ---

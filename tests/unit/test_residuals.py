@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from spikeinterface.core import NumpyRecording
+from spikeinterface.core import ChannelSparsity, NumpyRecording
 
 from spikeinterface_huidurep import residuals as residuals_module
 from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
@@ -293,10 +293,20 @@ def test_spikes_are_judged_by_the_waveform_of_their_time(tmp_path, is_known, sha
     sorting = make_sorting(samples, np.zeros(100, int), np.zeros(100, int), unit_ids=np.array([4]))
     change = Change(np.arange(N_CHANNELS), (late - early)[30 - N_BEFORE : 30 + N_AFTER].T.astype("float32"))
     changes = Changes([(0, 0, edge), (0, edge, 2 * edge)], [{}, {4: change} if is_known else {}])
-    placed, _, _ = place([traces], sorting, make_templates(early[None], 30, unit_ids=[4]), tmp_path, changes)
+    templates = make_templates(early[None], 30, unit_ids=[4])
+    templates = templates.to_sparse(ChannelSparsity(np.ones((1, N_CHANNELS), bool), [4], templates.channel_ids))
+    placed, _, residuals = place([traces], sorting, templates, tmp_path, changes)
     kept = placed.to_spike_vector()["sample_index"]
     assert np.sum(kept < edge) == 50
     assert np.sum(kept >= edge) == pytest.approx(50 * share_kept, abs=2)
+    if is_known:
+        is_late = np.flatnonzero(kept >= edge)
+        assert np.abs(residuals.read(is_late, 0, has_followed=True).mean(axis=0)).max() < 0.8  # noise alone is left
+        whole = residuals.read(is_late, 0).mean(axis=0)
+        assert np.abs(whole - change.waveform[residuals.find_channels(0)]).max() < 0.8
+        early_rows = np.flatnonzero(kept < edge)
+        followed = residuals.read(early_rows, 0, has_followed=True)
+        np.testing.assert_array_equal(residuals.read(early_rows, 0), followed)
 
 
 def test_matched_filters():

@@ -436,6 +436,16 @@ def test_a_few_vectors_far_from_the_others_are_kept_apart():
     assert join_parts(vectors[kept], groups[kept], 1e6).max() == 1
 
 
+@pytest.mark.parametrize("closer, n_parts", [(np.inf, 2), (1.4, 1), (2.2, 1)])
+def test_what_is_joined_is_no_closer_to_a_third_part(monkeypatch, closer, n_parts):
+    """Parts of 10 and of 20 spikes are joined; beside the 30 of the third the gap of these 30 looks smaller."""
+    scores = {(10, 20): 1.35, (10, 30): np.inf, (20, 30): closer, (30, 30): 2.0}
+    monkeypatch.setattr(splitting, "score_pair", lambda first, second, *_: scores[len(first), len(second)])
+    parts = np.repeat([0, 1, 2], [10, 20, 30])
+    found = join_parts(np.zeros((60, 5), "float32"), parts, THRESHOLD)
+    assert np.array_equal(found, np.repeat([0, n_parts - 1], 30))
+
+
 def test_threshold_zero_joins_none():
     vectors, groups = make_groups(np.random.default_rng(0), [0, 0, 8])
     assert np.array_equal(join_parts(vectors, groups, 0.0), groups)

@@ -5,7 +5,8 @@ import pytest
 from spikeinterface.core import NumpyRecording, Templates
 
 from spikeinterface_huidurep import tracking
-from spikeinterface_huidurep.changes import Change, Changes, find_block
+from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes, find_block, shrink_mean, shrink_median
+from spikeinterface_huidurep.motion import DISPLACEMENT
 from spikeinterface_huidurep.params import SorterParams
 from spikeinterface_huidurep.residuals import count_samples, extract_residuals
 from spikeinterface_huidurep.tracking import (
@@ -17,9 +18,9 @@ from spikeinterface_huidurep.tracking import (
     borrow_changes,
     change_templates,
     find_changes,
+    find_drift,
     match_changing_templates,
     measure_largest_change,
-    shrink_mean,
     split_time,
 )
 from spikeinterface_huidurep.waveforms import Neighborhoods
@@ -58,6 +59,15 @@ def test_shrunk_mean_by_hand():
     np.testing.assert_allclose(shrink_mean(values), [4 * (1 - 20 / 12 / 16), 0])
     values[:, 0] = [2.0, 1.0, 0.0, 1.0]  # a mean of (1, 0), by chance one of 20 / 3 / 4
     np.testing.assert_array_equal(shrink_mean(values), [0, 0])
+
+
+def test_shrunk_median_is_that_of_most():
+    rng = np.random.default_rng(0)
+    values = rng.normal([3.0, 0.0, -2.0], 1.0, (200, 3))
+    np.testing.assert_allclose(shrink_median(values), [3.0, 0.0, -2.0], atol=0.3)
+    values[:40] = 500.0  # spikes of another neuron beside them
+    np.testing.assert_allclose(shrink_median(values), [3.0, 0.0, -2.0], atol=0.8)
+    assert not shrink_median(rng.normal(size=(200, 50))).any()
 
 
 def test_the_mean_of_noise_shrinks_to_nothing():
@@ -138,6 +148,40 @@ def test_small_changes_and_few_spikes_say_nothing(drifting, monkeypatch, name, v
     assert find_changes(sorting, residuals, blocks).of_block == [{}, {}]
 
 
+def find_drift_of(drifting, folder, *, displacement_um=None, unit_ids=UNIT_IDS):
+    traces, _, templates, residuals, _, (samples, units) = drifting
+    annotated = traces.clone()
+    annotated.annotate(**{DISPLACEMENT: displacement_um})
+    sorting = make_sorting(samples, units, np.zeros(len(samples), int), unit_ids=np.array(UNIT_IDS))
+    units, neighborhoods = sorting.select_units(unit_ids), residuals.neighborhoods
+    return find_drift(annotated, units, templates, neighborhoods, "neg", folder / "drift", JOB_KWARGS)
+
+
+@pytest.mark.parametrize("min_changing, drifts", [(0.5, True), (0.51, False)])
+def test_a_probe_drifts_if_most_units_change(drifting, monkeypatch, tmp_path, min_changing, drifts):
+    """One of two does, in both blocks."""
+    *_, blocks, _ = drifting
+    monkeypatch.setattr(tracking, "split_time", lambda _: blocks)
+    monkeypatch.setattr(tracking, "MIN_CHANGING", min_changing)
+    changes = find_drift_of(drifting, tmp_path)
+    assert (changes is not NO_CHANGES) == drifts
+    assert not list(tmp_path.iterdir())
+    if drifts:
+        assert [set(of_block) for of_block in changes.of_block] == [{8}, {8}]
+        n_before, n_after = count_samples(SAMPLING_FREQUENCY)
+        expected = 0.5 * (EARLY - LATE)[N_BEFORE - n_before : N_BEFORE + n_after].T
+        for of_block, sign in zip(changes.of_block, (1, -1), strict=True):
+            assert np.linalg.norm(of_block[8].waveform - sign * expected) < 0.4 * np.linalg.norm(expected)
+
+
+def test_steady_units_do_not_drift_nor_do_those_whose_drift_was_corrected(drifting, monkeypatch, tmp_path):
+    *_, blocks, _ = drifting
+    monkeypatch.setattr(tracking, "split_time", lambda _: blocks)
+    assert find_drift_of(drifting, tmp_path, unit_ids=[3]) is NO_CHANGES
+    assert find_drift_of(drifting, tmp_path, unit_ids=[8]) is not NO_CHANGES
+    assert find_drift_of(drifting, tmp_path, unit_ids=[8], displacement_um=np.zeros(2)) is NO_CHANGES
+
+
 def test_changes_are_borrowed_from_the_nearest_block():
     blocks = [(0, 0, 10), (0, 10, 20), (0, 20, 30), (1, 0, 10), (1, 10, 20)]
     measured = [{3: "a"}, {}, {3: "b", 8: "c"}, {}, {8: "d"}]
@@ -194,19 +238,32 @@ def test_spikes_go_back_to_their_neuron(drifting):
     traces, sorting, templates, residuals, blocks, truth = drifting
     assert score(sorting, *truth) < 0.95
     changes = find_changes(sorting, residuals, blocks)
-    followed = match_changing_templates(traces, sorting, templates, changes, SorterParams(), JOB_KWARGS)
+    followed = match_changing_templates(traces, sorting, templates, changes, NO_CHANGES, SorterParams(), JOB_KWARGS)
     assert followed.unit_ids.tolist() == UNIT_IDS
     assert score(followed, *truth) > 0.99
     assert len(followed.to_spike_vector()) == pytest.approx(len(sorting.to_spike_vector()), abs=3)
 
 
+def test_blocks_are_not_matched_again_with_what_they_were_matched_with(drifting):
+    traces, sorting, templates, residuals, blocks, _ = drifting
+    changes = find_changes(sorting, residuals, blocks)
+    followed = match_changing_templates(traces, sorting, templates, changes, changes, SorterParams(), JOB_KWARGS)
+    assert followed is sorting
+    early_only = Changes(blocks, [changes.of_block[0], {}])
+    followed = match_changing_templates(traces, sorting, templates, changes, early_only, SorterParams(), JOB_KWARGS)
+    before, after = (item.to_spike_vector() for item in (sorting, followed))
+    assert np.array_equal(before[find_block(before, blocks[0])], after[find_block(after, blocks[0])])
+    assert not np.array_equal(before, after)
+
+
 def test_blocks_without_a_change_are_kept(drifting):
     traces, sorting, templates, residuals, blocks, _ = drifting
     late_only = Changes(blocks, [{}, find_changes(sorting, residuals, blocks).of_block[1]])
-    followed = match_changing_templates(traces, sorting, templates, late_only, SorterParams(), JOB_KWARGS)
+    followed = match_changing_templates(traces, sorting, templates, late_only, NO_CHANGES, SorterParams(), JOB_KWARGS)
     before, after = (item.to_spike_vector() for item in (sorting, followed))
     assert np.array_equal(before[find_block(before, blocks[0])], after[find_block(after, blocks[0])])
-    kept = match_changing_templates(traces, sorting, templates, Changes(blocks, [{}, {}]), SorterParams(), JOB_KWARGS)
+    none = Changes(blocks, [{}, {}])
+    kept = match_changing_templates(traces, sorting, templates, none, NO_CHANGES, SorterParams(), JOB_KWARGS)
     assert np.array_equal(kept.to_spike_vector(), before)
 
 
@@ -235,9 +292,8 @@ def test_a_block_is_matched_anew_if_a_template_changes_enough(drifting, factor, 
     early, _ = find_changes(sorting, residuals, blocks).of_block
     factor *= MIN_CHANGE_OF_BLOCK / measure_largest_change(templates, change_templates(templates, early))
     small = {unit: Change(change.channels, factor * change.waveform) for unit, change in early.items()}
-    found = match_changing_templates(
-        traces, sorting, templates, Changes(blocks, [small, {}]), SorterParams(), JOB_KWARGS
-    )
+    changes = Changes(blocks, [small, {}])
+    found = match_changing_templates(traces, sorting, templates, changes, NO_CHANGES, SorterParams(), JOB_KWARGS)
     assert (found is sorting) == is_kept
 
 
@@ -247,7 +303,7 @@ def test_spikes_at_the_edge_of_blocks_are_found_once(drifting, shift):
     early, _ = find_changes(sorting, residuals, blocks).of_block
     edge = int(samples[40] + shift)
     changes = Changes([(0, 0, edge), (0, edge, traces.get_num_samples())], [early, early])
-    followed = match_changing_templates(traces, sorting, templates, changes, SorterParams(), JOB_KWARGS)
+    followed = match_changing_templates(traces, sorting, templates, changes, NO_CHANGES, SorterParams(), JOB_KWARGS)
     near = followed.to_spike_vector()
     near = near[np.abs(near["sample_index"] - samples[40]) <= 3]
     assert len(near) == 1 and near["unit_index"][0] == units[40]
