@@ -23,6 +23,7 @@ from spikeinterface_huidurep.residuals import count_samples, extract_deviations
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
+MIN_SHARE_OF_MEAN = 0.2  # of the spikes that a unit has in a block in the mean; fewer may be another's
 MIN_CHANGING = 0.5  # of the units, in the mean over the blocks: a probe that moves changes most of them
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 MIN_CHANGE_OF_BLOCK = 3.0  # noise SD, of some template on its own channels; with less no other spikes are found
@@ -105,7 +106,9 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean):
         Of the units that change by MIN_CHANGE or more.
     """
     spikes = sorting.to_spike_vector()
-    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block, average) for block in blocks]
+    mean_counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids)) / len(blocks)
+    needed = np.maximum(MIN_SPIKES, MIN_SHARE_OF_MEAN * mean_counts)
+    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block, needed, average) for block in blocks]
     of_block = [
         {unit: change for unit, change in changes.items() if np.linalg.norm(change.waveform) >= MIN_CHANGE}
         for changes in borrow_changes(measured, blocks)
@@ -113,12 +116,12 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean):
     return Changes(blocks, of_block)
 
 
-def _measure_changes(spikes, unit_ids, residuals, block, average):
-    """Changes in a block of the units that have MIN_SPIKES there, be they ever so small: dict of unit id -> Change."""
+def _measure_changes(spikes, unit_ids, residuals, block, needed, average):
+    """Changes in a block of the units that have the spikes needed, be they ever so small: dict of unit id -> Change."""
     inside = find_block(spikes, block)
     unit_indices = spikes["unit_index"][inside]
     changes = {}
-    for index in np.flatnonzero(np.bincount(unit_indices) >= MIN_SPIKES).tolist():
+    for index in np.flatnonzero(np.bincount(unit_indices, minlength=len(needed)) >= needed).tolist():
         rows = thin(inside.start + np.flatnonzero(unit_indices == index), MAX_SPIKES)
         changes[int(unit_ids[index])] = Change(residuals.find_channels(index), average(residuals.read(rows, index)))
     return changes
