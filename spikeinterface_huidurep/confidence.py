@@ -142,9 +142,11 @@ def measure_sizes(residuals, rows, unit_index):
     deviations : np.ndarray, float, shape (n_spikes,)
         From what is usual in the unit, without what drift makes of it.
     """
-    left, norms = filter_residuals(residuals, rows, unit_index, residuals.get_template(unit_index)[None])
+    left, norms = filter_residuals(
+        residuals, rows, unit_index, [unit_index], lambda block: residuals.get_template(unit_index, block)[None]
+    )
     deviations = remove_drift(left)[:, 0]
-    return norms[0] + left[:, 0], deviations - np.median(deviations)
+    return (norms + left)[:, 0], deviations - np.median(deviations)
 
 
 def weigh_noise(sizes, deviations, rate):
@@ -215,10 +217,16 @@ def compare_units(residuals, rows, unit_index, rivals, counts):
     if len(rivals) == 0:
         return np.zeros((len(rows), 0)), np.zeros(0, dtype="int64")
     channels = residuals.find_channels(unit_index)
-    own, *others = (residuals.get_waveform(index, channels) for index in (unit_index, *rivals))
+    units = [unit_index, *rivals.tolist()]
+    own, *others = (residuals.get_waveform(index, channels) for index in units)
     lags = np.array([find_lag(own, other)[0] for other in others])
-    moved = np.stack([shift_waveforms(other, lag) for other, lag in zip(others, lags, strict=True)])
-    along, norms = filter_residuals(residuals, rows, unit_index, (moved - own)[:, :, residuals.window])
+
+    def find_differences(block):
+        own, *others = (residuals.get_waveform(index, channels, block) for index in units)
+        moved = np.stack([shift_waveforms(other, lag) for other, lag in zip(others, lags, strict=True)])
+        return (moved - own)[:, :, residuals.window]
+
+    along, norms = filter_residuals(residuals, rows, unit_index, units, find_differences)
     return weigh_rivals(along, norms, counts[rivals] / counts[unit_index]), lags
 
 
@@ -233,8 +241,8 @@ def weigh_rivals(along, norms, frequencies):
     ----------
     along : np.ndarray, float, shape (n_spikes, n_others)
         What is left of the spikes, in the order of time, along the difference between each other template and theirs.
-    norms : np.ndarray, float, shape (n_others,)
-        Of these differences, in noise SD.
+    norms : np.ndarray, float, shape (n_spikes, n_others)
+        Of these differences at the times of the spikes, in noise SD.
     frequencies : np.ndarray, float, shape (n_others,)
         How often the neurons of these templates fire, compared with theirs.
 
@@ -248,9 +256,9 @@ def weigh_rivals(along, norms, frequencies):
     return frequencies * of_others / of_own
 
 
-def filter_residuals(residuals, rows, unit_index, waveforms):
+def filter_residuals(residuals, rows, unit_index, changing, find_waveforms):
     """
-    What is left of spikes, seen through the filters that tell waveforms best from noise.
+    What is left of spikes, seen through the filters that tell waveforms as they are at the time best from noise.
 
     Parameters
     ----------
@@ -258,19 +266,29 @@ def filter_residuals(residuals, rows, unit_index, waveforms):
     rows : np.ndarray, int64, shape (n_spikes,)
         Of one unit.
     unit_index : int
-    waveforms : np.ndarray, float32, shape (n_waveforms, n_channels, n_samples)
-        On the channels of the unit.
+    changing : list of int
+        Indices of the units on which the waveforms depend.
+    find_waveforms : Callable
+        Of a block, or None: np.ndarray, float32, shape (n_waveforms, n_channels, n_samples), on the channels of the
+        unit.
 
     Returns
     -------
     left : np.ndarray, float, shape (n_spikes, n_waveforms)
         In noise SD.
-    norms : np.ndarray, float, shape (n_waveforms,)
+    norms : np.ndarray, float, shape (n_spikes, n_waveforms)
         What the filters make of the waveforms.
     """
+    parts = residuals.divide(rows, changing)
     channels = residuals.find_channels(unit_index)
-    filters, norms = make_filters(waveforms, residuals.noise.make_whitener(channels, waveforms.shape[2]))
-    return residuals.apply(partial(multiply, others=filters), rows, unit_index), norms
+    left, norms = [], []
+    for members, block in parts:
+        waveforms = find_waveforms(block)
+        filters, norms_of_part = make_filters(waveforms, residuals.noise.make_whitener(channels, waveforms.shape[2]))
+        left.append(residuals.apply(partial(multiply, others=filters), rows[members], unit_index, has_followed=True))
+        norms.append(np.broadcast_to(norms_of_part, left[-1].shape))
+    order = np.argsort(np.concatenate([members for members, _ in parts]))
+    return np.concatenate(left)[order], np.concatenate(norms)[order]
 
 
 def remove_drift(values):

@@ -17,7 +17,7 @@ from spikeinterface.core.generate import InjectTemplatesRecording
 from spikeinterface.core.node_pipeline import ExtractSparseWaveforms, PeakRetriever
 from spikeinterface.core.template_tools import get_template_amplitudes
 
-from spikeinterface_huidurep.changes import NO_CHANGES
+from spikeinterface_huidurep.changes import NO_CHANGES, Change
 from spikeinterface_huidurep.matching import make_sorting, move_inside
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, shift_waveforms
 from spikeinterface_huidurep.motion import DISPLACEMENT
@@ -93,9 +93,9 @@ class Residuals:
             return left
         return left + self.changes[unit_index][self.blocks[spike_indices]]
 
-    def get_template(self, unit_index):
-        """Template of a unit where its residuals are: float32 (n_channels, n_samples), as `read` has them."""
-        return self.get_waveform(unit_index, self.find_channels(unit_index))[:, self.window]
+    def get_template(self, unit_index, block=None):
+        """`get_waveform` of a unit where its residuals are: float32 (n_channels, n_samples), as `read` has them."""
+        return self.get_waveform(unit_index, self.find_channels(unit_index), block)[:, self.window]
 
     def apply(self, function, spike_indices, unit_index, has_followed=False):
         """
@@ -115,9 +115,35 @@ class Residuals:
         blocks = np.split(spike_indices, range(BLOCK_SIZE, len(spike_indices), BLOCK_SIZE))
         return np.concatenate([function(self.read(block, unit_index, has_followed)) for block in blocks])
 
-    def get_waveform(self, unit_index, channels):
-        """Template of a unit on some channels, float32 (n_channels, n_samples_of_template)."""
-        return self.waveforms[unit_index][:, channels].T
+    def get_waveform(self, unit_index, channels, block=None):
+        """Template of a unit on some channels, in a block if given: float32 (n_channels, n_samples_of_template)."""
+        waveform = self.waveforms[unit_index][:, channels].T
+        if block is None or unit_index not in self.changes:
+            return waveform
+        changed = waveform.copy()
+        Change(self.find_channels(unit_index), self.changes[unit_index][block]).add_to(
+            changed, channels, self.window.start
+        )
+        return changed
+
+    def divide(self, spike_indices, unit_indices):
+        """
+        Spikes in whose time the waveforms of some units are the same.
+
+        Parameters
+        ----------
+        spike_indices : np.ndarray, int64, shape (n_spikes,)
+        unit_indices : iterable of int
+
+        Returns
+        -------
+        parts : list of (np.ndarray, int | None)
+            Which of the spikes, int64 (n,), and their block; None if none of the units changes.
+        """
+        if not self.changes.keys() & set(unit_indices):
+            return [(np.arange(len(spike_indices)), None)]
+        blocks = self.blocks[spike_indices]
+        return [(np.flatnonzero(blocks == block), block) for block in np.unique(blocks).tolist()]
 
 
 def extract_residuals(

@@ -61,3 +61,10 @@ def test_nothing_changes():
     vector = make_vector([(0, 5), (0, 12)])
     (rows, change), *others = NO_CHANGES.divide(vector, np.arange(2), 7)
     assert rows.tolist() == [0, 1] and change is None and not others and NO_CHANGES.find_units() == set()
+
+
+def test_blocks_of_spikes():
+    vector = make_vector([(0, 5), (0, 20), (0, 29), (1, 5)])
+    changes = Changes([(0, 0, 20), (0, 20, 30), (1, 0, 20)], [{}, {}, {}])
+    assert changes.find_blocks(vector).tolist() == [0, 1, 1, 2]
+    assert NO_CHANGES.find_blocks(vector).tolist() == [0, 0, 0, 0]

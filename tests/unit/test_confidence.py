@@ -7,9 +7,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import t as student
-from spikeinterface.core import NumpyRecording
+from spikeinterface.core import ChannelSparsity, NumpyRecording
 from spikeinterface.core.base import minimum_spike_dtype
 
+from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
 from spikeinterface_huidurep.confidence import (
     CAUTION,
     DIFFERENCE_FREEDOM,
@@ -163,14 +164,18 @@ def test_odds_are_limited(odds):
     assert limit_odds(1e-4 * MAX_ODDS) == pytest.approx(CAUTION * 1e-4 * MAX_ODDS, rel=1e-3)
 
 
-def assign(traces, samples, labels, templates, neurons, folder, shares=1.0, nbefore=30):
+def assign(traces, samples, labels, templates, neurons, folder, shares=1.0, nbefore=30, changes=NO_CHANGES):
     """By the residuals of one segment, shape (n_samples, n_channels)."""
     templates = make_templates(templates, nbefore)
+    on_all_channels = np.ones((len(templates.unit_ids), templates.num_channels), dtype=bool)
+    templates = templates.to_sparse(ChannelSparsity(on_all_channels, templates.unit_ids, templates.channel_ids))
     recording = NumpyRecording([traces.astype("float32")], SAMPLING_FREQUENCY, channel_ids=templates.channel_ids)
     recording.set_probe(templates.probe)
     sorting = make_sorting(samples, labels)
     neighborhoods = Neighborhoods(recording.get_channel_locations(), 60.0)
-    residuals = extract_residuals(recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS)
+    residuals = extract_residuals(
+        recording, sorting, templates, neighborhoods, "neg", folder / "spikes", JOB_KWARGS, changes
+    )
     shares = np.broadcast_to(shares, len(samples))
     return assign_spikes(sorting, residuals, np.array(neurons), shares, recording.get_total_duration())
 
@@ -202,6 +207,31 @@ def test_posteriors_of_a_recording(tmp_path, neurons):
         assert found.min() > 0.99
         return
     assert ((found[labels < 2] > 0.35) & (found[labels < 2] < 0.65)).all()  # matching knows no better
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+def test_units_are_compared_as_they_are_at_the_time(tmp_path, is_known):
+    """Late spikes of the first unit are as early ones of the second, which has changed by then, too."""
+    rng = np.random.default_rng(0)
+    first, second, third = (np.outer(make_pulse(), sizes) for sizes in ([12, 6, 0], [8, 8, 6], [0, 8, 12]))
+    samples, labels = np.arange(300, 59_700, 200), np.arange(297) % 2
+    is_late = samples >= 30_000
+    traces = rng.normal(size=(60_000, 3))
+    traces = add_spikes(traces, [first, second], samples[~is_late], labels[~is_late])
+    traces = add_spikes(traces, [second, third], samples[is_late], labels[is_late])
+    window = slice(30 - 24, 30 + 39)  # 0.8 ms before and 1.3 ms after the peak
+    pairs = (first, second), (second, third)
+    late = {
+        unit: Change(np.arange(3), (after - before)[window].T.astype("float32"))
+        for unit, (before, after) in enumerate(pairs)
+    }
+    changes = Changes([(0, 0, 30_000), (0, 30_000, 60_000)], [{}, late if is_known else {}])
+    templates = np.stack([first, second])
+    spikes, found, _ = assign(traces, samples, labels, templates, [0, 1], tmp_path, changes=changes)
+    assert spikes["unit_index"][~is_late].tolist() == labels[~is_late].tolist()
+    assert (np.percentile(found[is_late], 1) > 0.99) == is_known
+    if is_known:
+        assert spikes["unit_index"].tolist() == labels.tolist()
 
 
 def test_leftovers_are_doubted_and_none_is_below_the_limit(tmp_path):

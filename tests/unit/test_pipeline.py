@@ -8,7 +8,7 @@ from spikeinterface.core import NumpyRecording, NumpySorting
 from spikeinterface.core.base import base_peak_dtype
 from threadpoolctl import threadpool_info, threadpool_limits
 
-from spikeinterface_huidurep import pipeline
+from spikeinterface_huidurep import pipeline, tracking
 from spikeinterface_huidurep.changes import NO_CHANGES
 from spikeinterface_huidurep.linking import link_fragments
 from spikeinterface_huidurep.matching import estimate_templates
@@ -194,6 +194,37 @@ def test_right_units_stay_as_they_are(three_neurons, tmp_path, caplog):
     assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [3, 4, 5]
     assert_residuals_are_noise(residuals, sorting)
     assert count_lines(caplog, "match") == count_lines(caplog, "refine") == 1
+
+
+@pytest.fixture(scope="module")
+def drifting_neurons():
+    """As `three_neurons`, on a probe that moves by two channels: at the end each is where the next was before."""
+    rng = np.random.default_rng(0)
+    neurons = rng.permutation(np.repeat([0, 1, 2], 240))
+    peaks = np.zeros(720, dtype=base_peak_dtype)
+    peaks["sample_index"] = 300 + np.arange(720) * 400 + rng.integers(0, 150, 720)
+    traces = rng.normal(size=(290_000, 8)).astype("float32")
+    centres = 1 + 2 * neurons + 2 * (peaks["sample_index"] // DRIFT_BLOCK) / 3
+    peaks["channel_index"] = np.rint(centres)
+    for peak, centre in zip(peaks, centres, strict=True):
+        start = peak["sample_index"] - 50
+        traces[start : start + 121] += np.outer(PULSE, 25 * np.exp(-0.5 * ((np.arange(8) - centre) / 0.8) ** 2))
+    traces = NumpyRecording([traces], SAMPLING_FREQUENCY)
+    traces.set_dummy_probe_from_locations(np.c_[np.zeros(8), 20.0 * np.arange(8)])
+    return traces, peaks, neurons
+
+
+DRIFT_BLOCK = 72_500  # samples
+
+
+def test_neurons_that_drift_are_matched_as_they_are_at_the_time(drifting_neurons, tmp_path, monkeypatch):
+    blocks = [(0, start, start + DRIFT_BLOCK) for start in range(0, 4 * DRIFT_BLOCK, DRIFT_BLOCK)]
+    for module in (pipeline, tracking):
+        monkeypatch.setattr(module, "split_time", lambda _: blocks)
+    _, peaks, neurons = drifting_neurons
+    sorting, templates, _ = find_units_of(drifting_neurons, neurons, tmp_path)
+    assert_units_are_neurons(sorting, peaks, neurons)
+    assert sorting.unit_ids.tolist() == templates.unit_ids.tolist() == [0, 1, 2]
 
 
 @pytest.mark.parametrize("labels_of_neurons", [[0, 0, 2], [4, 4, 2]])

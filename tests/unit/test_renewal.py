@@ -164,3 +164,14 @@ def test_nothing_is_joined_with_no_templates():
     none = one.select_units([])
     assert join_templates(one, None) is one and join_templates(none, one) is one
     assert join_templates(none, None) is None
+
+
+def test_spikes_as_they_are_known_by_hand():
+    sorting = make_sorting(
+        np.array([10, 20, 30, 40]), np.array([0, 1, 0, 1]), np.zeros(4, int), unit_ids=np.array([LARGE, WEAK])
+    )
+    labels, lags = np.array([NEW, NEW, NEW + 1]), np.array([1, 0, 0])
+    refined = make_refined(np.array([20, 40, 60]), labels, np.array([WEAK, WEAK, -1]), lags, [WEAK])
+    known = refined.make_sorting(sorting, np.array([LARGE, NEW]))  # the other new unit has no template
+    assert known.unit_ids.tolist() == [LARGE, NEW]
+    assert [known.get_unit_spike_train(unit, 0).tolist() for unit in (LARGE, NEW)] == [[10, 30], [21, 40]]

@@ -302,8 +302,14 @@ def test_spikes_are_judged_by_the_waveform_of_their_time(tmp_path, is_known, sha
     if is_known:
         is_late = np.flatnonzero(kept >= edge)
         assert np.abs(residuals.read(is_late, 0, has_followed=True).mean(axis=0)).max() < 0.8  # noise alone is left
+        own_change = change.waveform[residuals.find_channels(0)]
+        np.testing.assert_array_equal(residuals.get_template(0, 1) - residuals.get_template(0), own_change)
+        np.testing.assert_array_equal(residuals.get_template(0, 0), residuals.get_template(0))
+        assert [block for _, block in residuals.divide(is_late, [0])] == [1]
+        assert [block for _, block in residuals.divide(np.arange(len(kept)), [0])] == [0, 1]
+        assert [block for _, block in residuals.divide(np.arange(len(kept)), [1])] == [None]
         whole = residuals.read(is_late, 0).mean(axis=0)
-        assert np.abs(whole - change.waveform[residuals.find_channels(0)]).max() < 0.8
+        assert np.abs(whole - own_change).max() < 0.8
         early_rows = np.flatnonzero(kept < edge)
         followed = residuals.read(early_rows, 0, has_followed=True)
         np.testing.assert_array_equal(residuals.read(early_rows, 0), followed)
