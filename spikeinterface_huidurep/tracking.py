@@ -3,7 +3,11 @@ Follow neurons whose waveforms change slowly, as they do where the probe drifts.
 
 A template is the mean over the whole recording. What is left of the spikes of a unit in one part of it shows how its
 waveform differs there; matched anew with the templates of each part, spikes that had come to resemble another unit's
-template go back to their own. What is noise is judged by these templates, too (`residuals.place_spikes`).
+template go back to their own, and show better how waveforms differ. What is noise is judged by these templates, too
+(`residuals.place_spikes`), and so is which unit a spike is of (`confidence.py`).
+
+Where drift was not corrected, as on tetrodes, the mean may be like none of the waveforms: the changes have to be known
+before anything is matched.
 """
 
 import shutil
