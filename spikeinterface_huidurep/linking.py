@@ -23,8 +23,10 @@ units stay exactly as they are between the times of two, these are not linked fo
 import numpy as np
 from scipy.stats import poisson
 
+from spikeinterface_huidurep.changes import NO_CHANGES, find_block
 from spikeinterface_huidurep.matching import make_sorting
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, find_lag
+from spikeinterface_huidurep.tracking import MIN_SPIKES, change_templates
 from spikeinterface_huidurep.trains import (
     AROUND_S,
     BURST_S,
@@ -59,7 +61,9 @@ MIN_CHANGE_IN_TURN = 0.1  # of others; with it those that take turns may differ 
 MIN_CHANGE = 0.015  # of others, as a share of that of two units; where drift made fragments it is 0.02 or more
 
 
-def link_fragments(sorting, templates, duration_s, displacement_um=None, steadiness=None, doubtful=()):
+def link_fragments(
+    sorting, templates, duration_s, displacement_um=None, steadiness=None, doubtful=(), changes=NO_CHANGES
+):
     """
     Find the units that are fragments of one neuron.
 
@@ -76,6 +80,8 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
         Of the same units, if it is known.
     doubtful : set of (int, int), default: empty
         Pairs of units that are probably one neuron, see `joining.find_doubtful_units`.
+    changes : Changes, default: NO_CHANGES
+        Of the waveforms, which are compared as they are at the same times.
 
     Returns
     -------
@@ -86,7 +92,7 @@ def link_fragments(sorting, templates, duration_s, displacement_um=None, steadin
     n_stretches = max(1, int(total_s / MIN_BIN_S))
     counts = np.array([np.histogram(times, n_stretches, range=(0, total_s))[0] for times in times_s])
     neurons = np.arange(len(times_s))
-    pairs = sorted(find_alike_templates(templates))
+    pairs = sorted(find_alike_templates(templates, sorting, changes))
     before = None
     while not np.array_equal(before, neurons):
         before = neurons.copy()
@@ -187,20 +193,56 @@ def limit_coincidence(difference):
     return float(np.interp(difference, differences, limits))
 
 
-def find_alike_templates(templates):
-    """Pairs of close templates, list of (difference as a share of the energy, first, second)."""
-    waveforms = np.pad(resample_templates(templates), ((0, 0), (0, 0), (MAX_LAG, MAX_LAG)))
+def find_alike_templates(templates, sorting=None, changes=NO_CHANGES):
+    """
+    Pairs of close templates; where both change and fire in the same blocks, as they are there in the mean.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+    sorting : None | NumpySorting, default: None
+        Of their units; not needed if none changes.
+    changes : Changes, default: NO_CHANGES
+
+    Returns
+    -------
+    pairs : list of (float, int, int)
+        Difference as a share of the energy, first, second.
+    """
+    waveforms = pad_waveforms(templates)
+    of_blocks = [pad_waveforms(change_templates(templates, of_block)) for of_block in changes.of_block]
+    counts = [count_spikes(sorting, block) for block in changes.blocks]
     locations_um = locate_templates(templates)
-    energies = np.sum(waveforms**2, axis=(1, 2))
     pairs = []
     for first in range(len(waveforms)):
         distances_um = np.linalg.norm(locations_um[first + 1 :] - locations_um[first], axis=1)
-        for second in first + 1 + np.flatnonzero(distances_um <= MAX_DISTANCE_UM):
-            _, difference = find_lag(waveforms[first], waveforms[second])
-            share = difference / max(energies[first], energies[second])
+        for second in (first + 1 + np.flatnonzero(distances_um <= MAX_DISTANCE_UM)).tolist():
+            pair = [first, second]
+            weights = [min(of_block[pair]) if min(of_block[pair]) >= MIN_SPIKES else 0 for of_block in counts]
+            if sum(weights) > 0:
+                shares = [measure_difference(*of_block[pair]) for of_block in of_blocks]
+                share = float(np.average(shares, weights=weights))
+            else:
+                share = measure_difference(*waveforms[pair])
             if share <= MAX_DIFFERENCE_OF_APART:
-                pairs.append((share, first, int(second)))
+                pairs.append((share, first, second))
     return pairs
+
+
+def pad_waveforms(templates):
+    """Templates with room for any lag, shape (n_units, n_channels, n_samples)."""
+    return np.pad(resample_templates(templates), ((0, 0), (0, 0), (MAX_LAG, MAX_LAG)))
+
+
+def count_spikes(sorting, block):
+    """Spikes of each unit in a block, int (n_units,)."""
+    spikes = sorting.to_spike_vector()
+    return np.bincount(spikes["unit_index"][find_block(spikes, block)], minlength=len(sorting.unit_ids))
+
+
+def measure_difference(first, second):
+    """Energy of the difference of two waveforms (n_channels, n_samples), as a share of that of the larger."""
+    return find_lag(first, second)[1] / max(np.sum(first**2), np.sum(second**2))
 
 
 def join_fragments(spikes, posteriors, neuron_ids, sampling_frequency):

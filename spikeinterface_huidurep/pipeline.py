@@ -245,11 +245,11 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         templates = new_templates
         known = refined.make_sorting(sorting, templates.unit_ids)
         shutil.rmtree(waveforms_folder, ignore_errors=True)
-    followed_folder = waveforms_folder / "followed"
+    followed_folder, drifts = waveforms_folder / "followed", changes is not NO_CHANGES
     *units, changes = follow_units(
         traces, sorting, templates, residuals, changes, params, followed_folder, job_kwargs, clock
     )
-    assignment = assign_neurons(*units, traces)
+    assignment = assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
     sorting, templates, _ = units
     unit_indices = sorting.to_spike_vector()["unit_index"]
     has_stayed = assignment.spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
@@ -260,8 +260,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
     clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes)
-    *units, _ = follow_units(traces, *placed, NO_CHANGES, params, followed_folder, job_kwargs, clock)
-    return *units, assign_neurons(*units, traces)
+    *units, changes = follow_units(traces, *placed, NO_CHANGES, params, followed_folder, job_kwargs, clock)
+    return *units, assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
 
 
 def follow_units(traces, sorting, templates, residuals, known, params, folder, job_kwargs, clock):
@@ -349,7 +349,7 @@ class Assignment(NamedTuple):
     """bool (n_spikes,): of a larger spike."""
 
 
-def assign_neurons(sorting, templates, residuals, traces):
+def assign_neurons(sorting, templates, residuals, traces, changes=NO_CHANGES):
     """
     Link the fragments of neurons, give spikes to the units that they most probably are of, and leave out what is none.
 
@@ -359,7 +359,7 @@ def assign_neurons(sorting, templates, residuals, traces):
     -------
     assignment : Assignment
     """
-    neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces)
+    neurons, shares, is_true = find_neurons(sorting, templates, residuals, traces, changes)
     if residuals is None:
         return Assignment(neurons, sorting.to_spike_vector(), shares, is_true, ~is_true)
     spikes, posteriors, is_repeated = assign_spikes(sorting, residuals, neurons, shares, traces.get_total_duration())
@@ -368,7 +368,7 @@ def assign_neurons(sorting, templates, residuals, traces):
     return Assignment(neurons, spikes, posteriors, is_certain, is_leftover(shares))
 
 
-def find_neurons(sorting, templates, residuals, traces):
+def find_neurons(sorting, templates, residuals, traces, changes=NO_CHANGES):
     """
     The units that are fragments of one neuron, and the spikes that are none but what larger ones left over.
 
@@ -383,6 +383,8 @@ def find_neurons(sorting, templates, residuals, traces):
     residuals : Residuals | None
         Of its spikes; None if there are none.
     traces : BaseRecording
+    changes : Changes, default: NO_CHANGES
+        Of the waveforms, if drift was not corrected.
 
     Returns
     -------
@@ -396,13 +398,13 @@ def find_neurons(sorting, templates, residuals, traces):
     if residuals is None:
         return np.zeros(0, dtype="int64"), np.zeros(0, dtype="float32"), np.zeros(0, dtype=bool)
     steadiness = measure_steadiness(sorting, residuals, traces)
-    norms, neurons = residuals.measure_norms(), link(sorting, templates, traces, steadiness)
+    norms, neurons = residuals.measure_norms(), link(sorting, templates, traces, steadiness, changes=changes)
     shares, shares_of_unit = find_true_shares(sorting, norms, neurons, (MAX_DELAY_MS, MAX_DELAY_OF_UNIT_MS))
     is_true = find_true_spikes(sorting, shares, shares_of_unit, find_echoes(sorting, norms, neurons))
     true_spikes = sorting.to_spike_vector()[is_true]
     without_leftovers = NumpySorting(true_spikes, sorting.sampling_frequency, sorting.unit_ids)
     doubtful = find_doubtful_units(residuals, sorting, is_true)
-    return link(without_leftovers, templates, traces, steadiness, doubtful), shares, is_true
+    return link(without_leftovers, templates, traces, steadiness, doubtful, changes), shares, is_true
 
 
 def link_clusters(traces, sorting, templates, neighborhoods, params, folder, job_kwargs):
@@ -411,10 +413,11 @@ def link_clusters(traces, sorting, templates, neighborhoods, params, folder, job
     return link(sorting, templates, traces, measure_steadiness(sorting, residuals, traces))
 
 
-def link(sorting, templates, traces, steadiness=None, doubtful=()):
+def link(sorting, templates, traces, steadiness=None, doubtful=(), changes=NO_CHANGES):
     """`linking.link_fragments` with what is known of the traces: how long their segments are, and how they moved."""
     displacement_um = traces.get_annotation(DISPLACEMENT, copy=False)
-    return link_fragments(sorting, templates, list_durations(traces), displacement_um, steadiness, doubtful)
+    durations_s = list_durations(traces)
+    return link_fragments(sorting, templates, durations_s, displacement_um, steadiness, doubtful, changes)
 
 
 def measure_steadiness(sorting, residuals, traces):

@@ -21,13 +21,13 @@ from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes, find_bl
 from spikeinterface_huidurep.matching import find_spikes, keep_frequent_units, make_sorting
 from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.motion import DISPLACEMENT
-from spikeinterface_huidurep.refinement import MAX_SPIKES
 from spikeinterface_huidurep.residuals import count_samples, extract_deviations
 
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SPIKES = 10  # in a block, to say how a waveform differs there
-MIN_SHARE_OF_MEAN = 0.2  # of the spikes that a unit has in a block in the mean; fewer may be another's
+MAX_SPIKES = 3000  # of a unit in a block; more do not change the mean
+MIN_SHARE_OF_MEAN = 0.5  # of the spikes that a unit has in a block in the mean; fewer may be another's
 MIN_CHANGING = 0.5  # of the units, in the mean over the blocks: a probe that moves changes most of them
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 MIN_CHANGE_OF_BLOCK = 3.0  # noise SD, of some template on its own channels; with less no other spikes are found

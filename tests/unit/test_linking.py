@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from spikeinterface.core import ChannelSparsity
 from spikeinterface.core.base import minimum_spike_dtype
 
+from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
 from spikeinterface_huidurep.linking import (
     MAX_BINS,
     MAX_COINCIDENCE,
@@ -35,6 +37,8 @@ from spikeinterface_huidurep.linking import (
     share_displacement,
 )
 from spikeinterface_huidurep.matching import make_sorting
+from spikeinterface_huidurep.residuals import count_samples
+from spikeinterface_huidurep.tracking import MIN_SPIKES
 
 from .test_results import SAMPLING_FREQUENCY, make_templates
 
@@ -214,6 +218,51 @@ def test_gain_does_not_matter(gain, seed):
     )
     assert [pair[1:] for pair in found] == [pair[1:] for pair in wanted]
     np.testing.assert_allclose([pair[0] for pair in found], [pair[0] for pair in wanted], rtol=1e-3, atol=1e-5)
+
+
+def make_changing_pair(trains):
+    """
+    Two units that differ by much in the mean, a recording of two blocks, and how they change in the second.
+
+    Returns
+    -------
+    templates : Templates
+    sorting : NumpySorting
+    changes : Changes
+    """
+    templates = make_units((10, 3, 0), (5, 3, 0))
+    templates = templates.to_sparse(ChannelSparsity(np.ones((2, 12), bool), templates.unit_ids, templates.channel_ids))
+    n_before, n_after = count_samples(SAMPLING_FREQUENCY)
+    as_the_first = templates.get_dense_templates()[1, 40 - n_before : 40 + n_after].T
+    half = round(0.5 * DURATION_S * SAMPLING_FREQUENCY)
+    changes = Changes([(0, 0, half), (0, half, 2 * half)], [{}, {1: Change(np.arange(12), as_the_first)}])
+    return templates, make_trains(*trains), changes
+
+
+@pytest.mark.parametrize(
+    "n_early, n_late, wanted",
+    [
+        ((100, 0), (100, 100), 0.0),  # only in the second block do both fire
+        ((100, 100), (100, 0), 0.25),
+        ((100, 100), (100, 100), 0.125),
+        ((100, MIN_SPIKES), (100, 30 - MIN_SPIKES), 0.25 * MIN_SPIKES / 30),
+        ((100, 100), (100, MIN_SPIKES - 1), 0.25),
+        ((100, 0), (0, 100), 0.25),  # never both
+    ],
+)
+def test_templates_are_compared_as_they_are_at_the_same_times(n_early, n_late, wanted):
+    trains = [np.r_[fire(early, 0, 0.5), fire(late, 0.5, 1)] for early, late in zip(n_early, n_late, strict=True)]
+    [(share, first, second)] = find_alike_templates(*make_changing_pair(trains))
+    assert (first, second) == (0, 1) and share == pytest.approx(wanted, abs=0.01)
+
+
+@pytest.mark.parametrize("is_known, n_neurons", [(True, 1), (False, 2)])
+def test_fragments_that_are_the_same_where_they_meet_are_linked(is_known, n_neurons):
+    """They fire together in two fifths of the time, too much for templates that differ by as much as in the mean."""
+    trains = fire(280, 0, 0.7), fire(280, 0.3, 1)
+    templates, sorting, changes = make_changing_pair(trains)
+    changes = Changes([(0, 0, 1), changes.blocks[1]], changes.of_block) if is_known else NO_CHANGES
+    assert len(set(link_fragments(sorting, templates, [DURATION_S], changes=changes))) == n_neurons
 
 
 def test_location_by_hand():
