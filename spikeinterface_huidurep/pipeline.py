@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import NamedTuple
 
 import numpy as np
@@ -65,7 +66,7 @@ logger = logging.getLogger(__name__)
 
 MAX_REFINEMENTS = 2  # times that the units are looked at again
 MAX_MATCHINGS = 2  # of the same templates, but for some that are taken out
-MAX_FOLLOWINGS = 4  # times that changing waveforms are measured and matched anew
+MAX_FOLLOWINGS = 4  # times that waveforms are measured and matched anew where drift was not corrected
 
 
 @threadpool_limits.wrap(limits=1, user_api="blas")  # small products: on a busy machine threads take many times as long
@@ -245,10 +246,16 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         templates = new_templates
         known = refined.make_sorting(sorting, templates.unit_ids)
         shutil.rmtree(waveforms_folder, ignore_errors=True)
-    followed_folder, drifts = waveforms_folder / "followed", changes is not NO_CHANGES
-    *units, changes = follow_units(
-        traces, sorting, templates, residuals, changes, params, followed_folder, job_kwargs, clock
+    drifts = changes is not NO_CHANGES
+    follow = partial(
+        follow_units,
+        n_turns=MAX_FOLLOWINGS if drifts else 1,
+        params=params,
+        folder=waveforms_folder / "followed",
+        job_kwargs=job_kwargs,
+        clock=clock,
     )
+    *units, changes = follow(traces, sorting, templates, residuals, changes)
     assignment = assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
     sorting, templates, _ = units
     unit_indices = sorting.to_spike_vector()["unit_index"]
@@ -260,11 +267,11 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
     clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes)
-    *units, changes = follow_units(traces, *placed, NO_CHANGES, params, followed_folder, job_kwargs, clock)
+    *units, changes = follow(traces, *placed, NO_CHANGES)
     return *units, assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
 
 
-def follow_units(traces, sorting, templates, residuals, known, params, folder, job_kwargs, clock):
+def follow_units(traces, sorting, templates, residuals, known, *, n_turns, params, folder, job_kwargs, clock):
     """
     Match again where the waveforms of units change slowly, and look for faint spikes: of weak units, and of bursts.
 
@@ -275,6 +282,8 @@ def follow_units(traces, sorting, templates, residuals, known, params, folder, j
     ----------
     known : Changes
         That the spikes of the sorting were found with.
+    n_turns : int
+        Times at most. Where drift was corrected a weak unit would gather noise with every turn.
 
     Returns
     -------
@@ -285,7 +294,7 @@ def follow_units(traces, sorting, templates, residuals, known, params, folder, j
     changes : Changes
         That the spikes were found with.
     """
-    for turn in range(MAX_FOLLOWINGS):
+    for turn in range(n_turns):
         if residuals is None:
             break
         changes = find_changes(sorting, residuals, split_time(traces))
