@@ -249,14 +249,15 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     drifts = changes is not NO_CHANGES
     follow = partial(
         follow_units,
-        n_turns=MAX_FOLLOWINGS if drifts else 1,
+        drifts=drifts,
         params=params,
         folder=waveforms_folder / "followed",
         job_kwargs=job_kwargs,
         clock=clock,
     )
-    *units, changes = follow(traces, sorting, templates, residuals, changes)
-    assignment = assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
+    *units, found_with = follow(traces, sorting, templates, residuals, changes)
+    changes = found_with if drifts else NO_CHANGES
+    assignment = assign_neurons(*units, traces, changes)
     sorting, templates, _ = units
     unit_indices = sorting.to_spike_vector()["unit_index"]
     has_stayed = assignment.spikes["unit_index"] == unit_indices  # what others gave it makes no unit true
@@ -267,23 +268,24 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
     clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes)
-    *units, changes = follow(traces, *placed, NO_CHANGES)
-    return *units, assign_neurons(*units, traces, changes if drifts else NO_CHANGES)
+    *units, found_with = follow(traces, *placed, NO_CHANGES)
+    return *units, assign_neurons(*units, traces, found_with if drifts else NO_CHANGES)
 
 
-def follow_units(traces, sorting, templates, residuals, known, *, n_turns, params, folder, job_kwargs, clock):
+def follow_units(traces, sorting, templates, residuals, known, *, drifts, params, folder, job_kwargs, clock):
     """
     Match again where the waveforms of units change slowly, and look for faint spikes: of weak units, and of bursts.
 
-    The spikes found show better how waveforms change: this is done anew until they do not change any more. The files of
-    the residuals go to `folder`, which is made.
+    The spikes found show better how waveforms change: where drift was not corrected this is done anew until they do not
+    change any more. The files of the residuals go to `folder`, which is made.
 
     Parameters
     ----------
     known : Changes
         That the spikes of the sorting were found with.
-    n_turns : int
-        Times at most. Where drift was corrected a weak unit would gather noise with every turn.
+    drifts : bool
+        Whether most units change. Where they do not, what changes is not taken away, and once is enough: a weak unit
+        would gather noise.
 
     Returns
     -------
@@ -294,7 +296,7 @@ def follow_units(traces, sorting, templates, residuals, known, *, n_turns, param
     changes : Changes
         That the spikes were found with.
     """
-    for turn in range(n_turns):
+    for turn in range(MAX_FOLLOWINGS if drifts else 1):
         if residuals is None:
             break
         changes = find_changes(sorting, residuals, split_time(traces))
@@ -304,11 +306,11 @@ def follow_units(traces, sorting, templates, residuals, known, *, n_turns, param
             break
         known, n_changed = changes, len(changes.find_units())
         templates = templates.select_units(matched.unit_ids)
-        sorting = add_faint_spikes(traces, matched, templates, changes, job_kwargs)
+        sorting = add_faint_spikes(traces, matched, templates, changes if drifts else NO_CHANGES, job_kwargs)
         n_faint = len(sorting.to_spike_vector()) - len(matched.to_spike_vector())
         if n_changed > 0 or n_faint > 0:
             place = residuals.neighborhoods, params.peak_sign, folder / f"turn_{turn}", job_kwargs
-            sorting, templates, residuals = place_spikes(traces, sorting, templates, *place, changes)
+            sorting, templates, residuals = place_spikes(traces, sorting, templates, *place, changes, drifts)
         n_spikes = len(sorting.to_spike_vector())
         clock.log("follow", f"{n_changed} units change, {n_faint} faint spikes, {n_spikes} spikes")
         if is_same:

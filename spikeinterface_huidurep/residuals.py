@@ -320,7 +320,9 @@ def read_waveforms(values, rows, n_channels):
     return values[rows][:, :, :n_channels].transpose(0, 2, 1)
 
 
-def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, changes=NO_CHANGES):
+def place_spikes(
+    traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs, changes=NO_CHANGES, takes_changes=True
+):
     """
     Move spikes by a sample where their template fits better there, leave out noise, and take all templates away.
 
@@ -333,6 +335,9 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
         As for `extract_residuals`.
     changes : Changes, default: NO_CHANGES
         Of the waveforms that the spikes are compared with.
+    takes_changes : bool, default: True
+        Whether the waveforms that are taken away change, too. The more they fit, the less noise is left, and the more
+        of it looks like spikes: only where templates alone leave more than noise.
 
     Returns
     -------
@@ -345,8 +350,9 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
     """
     if len(sorting.unit_ids) == 0:
         return sorting, templates, None
+    taken = changes if takes_changes else NO_CHANGES
     residuals = extract_residuals(
-        traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs, changes
+        traces, sorting, templates, neighborhoods, peak_sign, folder / "found", job_kwargs, taken
     )
     spikes = sorting.to_spike_vector().copy()
     kept = np.zeros(len(spikes), dtype=bool)
@@ -365,7 +371,7 @@ def place_spikes(traces, sorting, templates, neighborhoods, peak_sign, folder, j
         return placed, templates, None
     noise = residuals.noise
     residuals = extract_residuals(
-        traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs, changes, noise
+        traces, placed, templates, neighborhoods, peak_sign, folder / "placed", job_kwargs, taken, noise
     )
     return placed, templates, residuals
 
