@@ -7,6 +7,7 @@ from scipy.stats import median_abs_deviation
 
 from spikeinterface_huidurep.merging import thin
 
+MIN_SPIKES = 10  # in a block, to say how a waveform differs there
 MAX_MEDIAN_SPIKES = 200  # in a block; the median of more takes longer and says the same
 MIN_SHARE = 1 / 3  # of the energy of a change that is not chance; few reach it where nothing drifts, most where it does
 

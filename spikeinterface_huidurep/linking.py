@@ -23,10 +23,10 @@ units stay exactly as they are between the times of two, these are not linked fo
 import numpy as np
 from scipy.stats import poisson
 
-from spikeinterface_huidurep.changes import NO_CHANGES, find_block
+from spikeinterface_huidurep.changes import MIN_SPIKES, NO_CHANGES, find_block
 from spikeinterface_huidurep.matching import make_sorting
 from spikeinterface_huidurep.merging import MAX_LAG, find_centres, find_lag
-from spikeinterface_huidurep.tracking import MIN_SPIKES, change_templates
+from spikeinterface_huidurep.residuals import change_templates
 from spikeinterface_huidurep.trains import (
     AROUND_S,
     BURST_S,
@@ -218,12 +218,12 @@ def find_alike_templates(templates, sorting=None, changes=NO_CHANGES):
         distances_um = np.linalg.norm(locations_um[first + 1 :] - locations_um[first], axis=1)
         for second in (first + 1 + np.flatnonzero(distances_um <= MAX_DISTANCE_UM)).tolist():
             pair = [first, second]
-            weights = [min(of_block[pair]) if min(of_block[pair]) >= MIN_SPIKES else 0 for of_block in counts]
-            if sum(weights) > 0:
-                shares = [measure_difference(*of_block[pair]) for of_block in of_blocks]
-                share = float(np.average(shares, weights=weights))
+            both_fire = [block for block, of_block in enumerate(counts) if min(of_block[pair]) >= MIN_SPIKES]
+            if both_fire:
+                shares = [compare_waveforms(*of_blocks[block][pair]) for block in both_fire]
+                share = float(np.average(shares, weights=[min(counts[block][pair]) for block in both_fire]))
             else:
-                share = measure_difference(*waveforms[pair])
+                share = compare_waveforms(*waveforms[pair])
             if share <= MAX_DIFFERENCE_OF_APART:
                 pairs.append((share, first, second))
     return pairs
@@ -240,7 +240,7 @@ def count_spikes(sorting, block):
     return np.bincount(spikes["unit_index"][find_block(spikes, block)], minlength=len(sorting.unit_ids))
 
 
-def measure_difference(first, second):
+def compare_waveforms(first, second):
     """Energy of the difference of two waveforms (n_channels, n_samples), as a share of that of the larger."""
     return find_lag(first, second)[1] / max(np.sum(first**2), np.sum(second**2))
 

@@ -37,7 +37,8 @@ def find_misfits(sorting, residuals):
     for unit_index in np.unique(spikes["unit_index"]).tolist():
         rows = np.flatnonzero(spikes["unit_index"] == unit_index)
         variation = find_variation(residuals.get_template(unit_index))
-        energies = residuals.apply(partial(measure_energies, variation=variation), rows, unit_index, True)
+        measure = partial(measure_energies, variation=variation)
+        energies = residuals.apply(measure, rows, unit_index, has_followed=True)
         times = spikes["sample_index"][rows], spikes["segment_index"][rows]
         levels = residuals.noise.measure_levels(*times, residuals.find_channels(unit_index))
         is_misfit[rows] = are_far_above(energies / levels**2)

@@ -246,17 +246,15 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
         templates = new_templates
         known = refined.make_sorting(sorting, templates.unit_ids)
         shutil.rmtree(waveforms_folder, ignore_errors=True)
-    drifts = changes is not NO_CHANGES
     follow = partial(
         follow_units,
-        drifts=drifts,
+        drifts=changes is not NO_CHANGES,
         params=params,
         folder=waveforms_folder / "followed",
         job_kwargs=job_kwargs,
         clock=clock,
     )
-    *units, found_with = follow(traces, sorting, templates, residuals, changes)
-    changes = found_with if drifts else NO_CHANGES
+    *units, changes = follow(traces, sorting, templates, residuals, changes)
     assignment = assign_neurons(*units, traces, changes)
     sorting, templates, _ = units
     unit_indices = sorting.to_spike_vector()["unit_index"]
@@ -268,8 +266,8 @@ def find_units(traces, clusters, templates, params, folder, job_kwargs, clock):
     sorting, templates = keep_units(traces, sorting, templates, true_units, assignment.is_leftover, job_kwargs)
     clock.log("give back", f"{len(sorting.to_spike_vector())} spikes of the {len(true_units)} units that are neurons")
     placed = place_spikes(traces, sorting, templates, neighborhoods, peak_sign, waveforms_folder, job_kwargs, changes)
-    *units, found_with = follow(traces, *placed, NO_CHANGES)
-    return *units, assign_neurons(*units, traces, found_with if drifts else NO_CHANGES)
+    *units, changes = follow(traces, *placed, NO_CHANGES)
+    return *units, assign_neurons(*units, traces, changes)
 
 
 def follow_units(traces, sorting, templates, residuals, known, *, drifts, params, folder, job_kwargs, clock):
@@ -294,7 +292,7 @@ def follow_units(traces, sorting, templates, residuals, known, *, drifts, params
     residuals : Residuals | None
         As they are, if none changes and none is weak; None if no spikes are left.
     changes : Changes
-        That the spikes were found with.
+        That the spikes were found with, where most units change; else NO_CHANGES.
     """
     for turn in range(MAX_FOLLOWINGS if drifts else 1):
         if residuals is None:
@@ -315,7 +313,7 @@ def follow_units(traces, sorting, templates, residuals, known, *, drifts, params
         clock.log("follow", f"{n_changed} units change, {n_faint} faint spikes, {n_spikes} spikes")
         if is_same:
             break
-    return sorting, templates, residuals, known
+    return sorting, templates, residuals, known if drifts else NO_CHANGES
 
 
 def match_units(traces, templates, changes, n_spikes, made_of, params, job_kwargs):

@@ -107,6 +107,8 @@ class Residuals:
             Takes what `read` returns, shape (n, n_channels, n_samples), and returns an array of n rows.
         spike_indices : np.ndarray, int64, shape (n_spikes,)
         unit_index : int
+        has_followed : bool, default: False
+            As for `read`.
 
         Returns
         -------
@@ -264,24 +266,40 @@ def list_waveforms(sorting, templates, changes):
         return sorting, waveforms
     old_spikes, waveforms = sorting.to_spike_vector(), list(waveforms)
     spikes, blocks = old_spikes.copy(), changes.find_blocks(old_spikes)
-    start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
-    for unit_index, unit_id in enumerate(sorting.unit_ids.tolist()):
-        own_channels = np.flatnonzero(templates.sparsity_mask[unit_index])
-        for block, of_block in enumerate(changes.of_block):
-            rows = np.flatnonzero((old_spikes["unit_index"] == unit_index) & (blocks == block))
-            if unit_id in of_block and len(rows) > 0:
+    unit_ids = sorting.unit_ids.tolist()
+    for block, of_block in enumerate(changes.of_block):
+        changed = change_templates(templates, of_block).get_dense_templates()
+        for unit_index in np.unique(old_spikes["unit_index"][blocks == block]).tolist():
+            if unit_ids[unit_index] in of_block:
+                rows = (old_spikes["unit_index"] == unit_index) & (blocks == block)
                 spikes["unit_index"][rows] = len(waveforms)
-                waveforms.append(change_waveform(waveforms[unit_index], of_block[unit_id], own_channels, start))
+                waveforms.append(changed[unit_index])
     return NumpySorting(spikes, sorting.sampling_frequency, np.arange(len(waveforms))), np.stack(waveforms)
 
 
-def change_waveform(waveform, change, channels, start):
-    """A waveform (n_samples, n_channels) with a change on some channels, see `Change.add_to`."""
-    changed = waveform.copy()
-    on_channels = changed[:, channels].T
-    change.add_to(on_channels, channels, start)
-    changed[:, channels] = on_channels.T
-    return changed
+def change_templates(templates, changes):
+    """
+    Templates as they are in a block.
+
+    Parameters
+    ----------
+    templates : spikeinterface.core.Templates
+        Sparse.
+    changes : dict of unit id -> Change
+
+    Returns
+    -------
+    templates : spikeinterface.core.Templates
+        On the same channels.
+    """
+    array = templates.templates_array.copy()
+    start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
+    indices = {unit_id: index for index, unit_id in enumerate(templates.unit_ids.tolist())}
+    for unit_id in changes.keys() & indices.keys():
+        change = changes[unit_id]
+        own_channels = np.flatnonzero(templates.sparsity_mask[indices[unit_id]])
+        change.add_to(array[indices[unit_id]].T, own_channels, start)
+    return replace(templates, templates_array=array)
 
 
 def cut_out(traces, peaks, neighborhoods, folder, job_kwargs):

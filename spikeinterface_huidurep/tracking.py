@@ -12,21 +12,27 @@ before anything is matched.
 
 import shutil
 from collections import ChainMap
-from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 
-from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes, find_block, shrink_mean, shrink_median
+from spikeinterface_huidurep.changes import (
+    MIN_SPIKES,
+    NO_CHANGES,
+    Change,
+    Changes,
+    find_block,
+    shrink_mean,
+    shrink_median,
+)
 from spikeinterface_huidurep.matching import find_spikes, keep_frequent_units, make_sorting
 from spikeinterface_huidurep.merging import thin
 from spikeinterface_huidurep.motion import DISPLACEMENT
-from spikeinterface_huidurep.residuals import count_samples, extract_deviations
+from spikeinterface_huidurep.refinement import MAX_SPIKES
+from spikeinterface_huidurep.residuals import change_templates, extract_deviations
 
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
-MIN_SPIKES = 10  # in a block, to say how a waveform differs there
-MAX_SPIKES = 3000  # of a unit in a block; more do not change the mean
 MIN_SHARE_OF_MEAN = 0.35  # of the spikes that a unit has in a block in the mean; fewer may be another's
 MIN_CHANGING = 0.5  # of the units, in the mean over the blocks: a probe that moves changes most of them
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
@@ -210,28 +216,3 @@ def _match_block(traces, templates, block, job_kwargs):
     samples = spikes["sample_index"] + first
     inside = (samples >= start) & (samples < stop)
     return samples[inside], spikes["cluster_index"][inside], np.full(inside.sum(), segment)
-
-
-def change_templates(templates, changes):
-    """
-    Templates as they are in a block.
-
-    Parameters
-    ----------
-    templates : spikeinterface.core.Templates
-        Sparse.
-    changes : dict of unit id -> Change
-
-    Returns
-    -------
-    templates : spikeinterface.core.Templates
-        On the same channels.
-    """
-    array = templates.templates_array.copy()
-    start = templates.nbefore - count_samples(templates.sampling_frequency)[0]
-    indices = {unit_id: index for index, unit_id in enumerate(templates.unit_ids.tolist())}
-    for unit_id in changes.keys() & indices.keys():
-        change = changes[unit_id]
-        own_channels = np.flatnonzero(templates.sparsity_mask[indices[unit_id]])
-        change.add_to(array[indices[unit_id]].T, own_channels, start)
-    return replace(templates, templates_array=array)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from spikeinterface.core import ChannelSparsity
 from spikeinterface.core.base import minimum_spike_dtype
 
-from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
+from spikeinterface_huidurep.changes import MIN_SPIKES, NO_CHANGES, Change, Changes
 from spikeinterface_huidurep.linking import (
     MAX_BINS,
     MAX_COINCIDENCE,
@@ -38,7 +38,6 @@ from spikeinterface_huidurep.linking import (
 )
 from spikeinterface_huidurep.matching import make_sorting
 from spikeinterface_huidurep.residuals import count_samples
-from spikeinterface_huidurep.tracking import MIN_SPIKES
 
 from .test_results import SAMPLING_FREQUENCY, make_templates
 

@@ -8,7 +8,7 @@ from spikeinterface_huidurep import tracking
 from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes, find_block, shrink_mean, shrink_median
 from spikeinterface_huidurep.motion import DISPLACEMENT
 from spikeinterface_huidurep.params import SorterParams
-from spikeinterface_huidurep.residuals import count_samples, extract_residuals
+from spikeinterface_huidurep.residuals import change_templates, count_samples, extract_residuals
 from spikeinterface_huidurep.tracking import (
     BLOCK_S,
     MAX_BLOCKS,
@@ -16,7 +16,6 @@ from spikeinterface_huidurep.tracking import (
     MIN_CHANGE_OF_BLOCK,
     MIN_SPIKES,
     borrow_changes,
-    change_templates,
     find_changes,
     find_drift,
     match_changing_templates,
