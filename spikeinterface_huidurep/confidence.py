@@ -17,14 +17,17 @@ from scipy.stats import median_abs_deviation
 from scipy.stats import t as student
 
 from spikeinterface_huidurep.matching import MAX_COINCIDENCE_MS, concatenate_segments, find_coincidences
-from spikeinterface_huidurep.merging import find_lag, shift_waveforms
+from spikeinterface_huidurep.merging import find_lag, shift_waveforms, thin
 from spikeinterface_huidurep.residuals import NOISE_SIZE, make_filters, multiply
 from spikeinterface_huidurep.splitting import remove_running_mean
 
 N_AROUND = 20  # spikes whose mean is what drift has made of the template
 MIN_PROBABILITY = 0.6  # that a spike is of another unit, to be given to it: matching has chosen its own
 MIN_SHARE_SEEN = 0.5  # of the energy of the template of another unit, on the channels of what is left of a spike
-DIFFERENCE_FREEDOM = 5  # degrees of freedom of what is left of spikes along a difference: neurons vary, spikes overlap
+MIN_FREEDOM, MAX_FREEDOM = 5.0, 30.0  # degrees of freedom of what is left of spikes along a difference: spikes overlap
+FAR_OUT = 4.0  # scales: deviations that say how many degrees there are
+N_TYPICAL = 100  # spikes as MIN_FREEDOM has them, added to those of each unit
+MAX_SPIKES = 4000  # of one unit; more do not show better how they vary
 SIZE_FREEDOM = 20  # of the sizes of the spikes of a unit
 NOISE_RATE = 0.086  # per s and noise SD: spikes of NOISE_SIZE that are of no unit and that a template takes for its own
 NOISE_DECAY = 0.84  # per noise SD: with it the logarithm of their rate falls
@@ -65,12 +68,14 @@ def assign_spikes(sorting, residuals, neurons, shares, duration_s):
     spikes = sorting.to_spike_vector().copy()
     counts = np.bincount(neurons[unit_indices], minlength=len(neurons))[neurons]
     all_odds = OTHER_ODDS + 1 / np.maximum(shares, 1e-6) - 1  # of all else, to the unit
-    for unit_index, rivals in enumerate(find_rivals(residuals, neurons)):
+    rivals_of_units = find_rivals(residuals, neurons)
+    variations = measure_variations(residuals, unit_indices, rivals_of_units)
+    for unit_index, rivals in enumerate(rivals_of_units):
         rows = np.flatnonzero(unit_indices == unit_index)
         if len(rows) == 0:
             continue
         sizes, deviations = measure_sizes(residuals, rows, unit_index)
-        odds, lags = compare_units(residuals, rows, unit_index, rivals, counts)
+        odds, lags = compare_units(residuals, rows, unit_index, rivals, counts, variations)
         odds = keep_likeliest(odds)
         candidates, lags, odds = np.r_[unit_index, rivals], np.r_[0, lags], np.c_[np.ones(len(rows)), odds]
         total = odds.sum(axis=1) + weigh_noise(sizes, deviations, len(rows) / duration_s) + all_odds[rows]
@@ -192,7 +197,97 @@ def find_rivals(residuals, neurons):
     return [np.flatnonzero(row) for row in is_rival]
 
 
-def compare_units(residuals, rows, unit_index, rivals, counts):
+def measure_variations(residuals, unit_indices, rivals_of_units):
+    """
+    How much spikes vary along the differences between the templates of two units.
+
+    It is measured on the spikes of the unit that has more of them: a rare one beside it may have taken some of its.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    unit_indices : np.ndarray, int64, shape (n_spikes,)
+    rivals_of_units : list of np.ndarray, int64, shape (n_rivals,)
+        See `find_rivals`.
+
+    Returns
+    -------
+    scales, freedoms : np.ndarray, float, shape (n_units, n_units)
+        Symmetric, see `fit_student`; of units that are no rivals nothing is known.
+    """
+    n_units = len(rivals_of_units)
+    n_spikes, scales, freedoms = np.zeros((3, n_units, n_units))
+    for unit_index, rivals in enumerate(rivals_of_units):
+        rows = np.flatnonzero(unit_indices == unit_index)
+        if len(rows) == 0 or len(rivals) == 0:
+            continue
+        n_spikes[unit_index, rivals] = len(rows)
+        along, _, _ = project_residuals(residuals, thin(rows, MAX_SPIKES), unit_index, rivals)
+        scales[unit_index, rivals], freedoms[unit_index, rivals] = fit_student(along)
+    is_better_known = n_spikes.T > n_spikes
+    return tuple(np.where(is_better_known, values.T, values) for values in (scales, freedoms))
+
+
+def fit_student(deviations):
+    """
+    Scale and degrees of freedom of Student's distribution, from the median deviation and from how many are far out.
+
+    Parameters
+    ----------
+    deviations : np.ndarray, float, shape (n_spikes, n)
+
+    Returns
+    -------
+    scales : np.ndarray, float, shape (n,)
+        At least 1.
+    freedoms : np.ndarray, float, shape (n,)
+        Between MIN_FREEDOM and MAX_FREEDOM. Of few spikes none can be far out: they are mixed with N_TYPICAL that are
+        distributed as MIN_FREEDOM has it.
+    """
+    scales = np.maximum(median_abs_deviation(deviations, axis=0, scale="normal"), 1)
+    candidates = np.linspace(MAX_FREEDOM, MIN_FREEDOM, 51)
+    expected = 2 * student.sf(FAR_OUT, candidates)
+    n_far = 2 * np.maximum(*(np.sum(sign * deviations > FAR_OUT * scales, axis=0) for sign in (1, -1)))
+    shares = (n_far + N_TYPICAL * expected[-1]) / (len(deviations) + N_TYPICAL)
+    return scales, np.interp(shares, expected, candidates)
+
+
+def project_residuals(residuals, rows, unit_index, rivals):
+    """
+    What is left of spikes along the differences between the templates of other units and theirs.
+
+    Parameters
+    ----------
+    residuals : Residuals
+    rows : np.ndarray, int64, shape (n_spikes,)
+        Of the unit, in the order of time.
+    unit_index : int
+    rivals : np.ndarray, int64, shape (n_rivals,)
+
+    Returns
+    -------
+    along : np.ndarray, float, shape (n_spikes, n_rivals)
+        In noise SD, without what drift makes of it.
+    norms : np.ndarray, float, shape (n_spikes, n_rivals)
+        Of the differences at the times of the spikes, in noise SD.
+    lags : np.ndarray, int64, shape (n_rivals,)
+        A spike of the rival is that many samples earlier.
+    """
+    channels = residuals.find_channels(unit_index)
+    units = [unit_index, *rivals.tolist()]
+    own, *others = (residuals.get_waveform(index, channels) for index in units)
+    lags = np.array([find_lag(own, other)[0] for other in others])
+
+    def find_differences(block):
+        own, *others = (residuals.get_waveform(index, channels, block) for index in units)
+        moved = np.stack([shift_waveforms(other, lag) for other, lag in zip(others, lags, strict=True)])
+        return (moved - own)[:, :, residuals.window]
+
+    along, norms = filter_residuals(residuals, rows, unit_index, units, find_differences)
+    return remove_drift(along), norms, lags
+
+
+def compare_units(residuals, rows, unit_index, rivals, counts, variations):
     """
     Odds that spikes are of other units, to their own.
 
@@ -207,6 +302,8 @@ def compare_units(residuals, rows, unit_index, rivals, counts):
     rivals : np.ndarray, int64, shape (n_rivals,)
     counts : np.ndarray, int64, shape (n_units,)
         Spikes of the neuron of each unit.
+    variations : tuple of np.ndarray, float, shape (n_units, n_units)
+        Scales and degrees of freedom, see `measure_variations`.
 
     Returns
     -------
@@ -216,44 +313,30 @@ def compare_units(residuals, rows, unit_index, rivals, counts):
     """
     if len(rivals) == 0:
         return np.zeros((len(rows), 0)), np.zeros(0, dtype="int64")
-    channels = residuals.find_channels(unit_index)
-    units = [unit_index, *rivals.tolist()]
-    own, *others = (residuals.get_waveform(index, channels) for index in units)
-    lags = np.array([find_lag(own, other)[0] for other in others])
-
-    def find_differences(block):
-        own, *others = (residuals.get_waveform(index, channels, block) for index in units)
-        moved = np.stack([shift_waveforms(other, lag) for other, lag in zip(others, lags, strict=True)])
-        return (moved - own)[:, :, residuals.window]
-
-    along, norms = filter_residuals(residuals, rows, unit_index, units, find_differences)
-    return weigh_rivals(along, norms, counts[rivals] / counts[unit_index]), lags
+    along, norms, lags = project_residuals(residuals, rows, unit_index, rivals)
+    scales, freedoms = (values[unit_index, rivals] for values in variations)
+    return counts[rivals] / counts[unit_index] * weigh_rivals(along, norms, scales, freedoms), lags
 
 
-def weigh_rivals(along, norms, frequencies):
+def weigh_rivals(along, norms, scales, freedoms):
     """
-    Odds that spikes have another template, to the one that was taken away from them.
-
-    How much spikes vary along the difference of the two templates is measured, without what drift makes of it. They are
-    taken to vary as Student's distribution has it.
+    Likelihood of another template, to that of the one that was taken away.
 
     Parameters
     ----------
     along : np.ndarray, float, shape (n_spikes, n_others)
-        What is left of the spikes, in the order of time, along the difference between each other template and theirs.
+        What is left of the spikes along the difference between each other template and theirs.
     norms : np.ndarray, float, shape (n_spikes, n_others)
         Of these differences at the times of the spikes, in noise SD.
-    frequencies : np.ndarray, float, shape (n_others,)
-        How often the neurons of these templates fire, compared with theirs.
+    scales, freedoms : np.ndarray, float, shape (n_others,)
+        Of Student's distribution: so the spikes of both vary along the differences.
 
     Returns
     -------
-    odds : np.ndarray, float, shape (n_spikes, n_others)
+    ratios : np.ndarray, float, shape (n_spikes, n_others)
     """
-    along = remove_drift(along)
-    spread = np.maximum(median_abs_deviation(along, axis=0, scale="normal"), 1)
-    of_others, of_own = (student.pdf(values / spread, DIFFERENCE_FREEDOM) for values in (along - norms, along))
-    return frequencies * of_others / of_own
+    of_others, of_own = (student.pdf(values / scales, freedoms) for values in (along - norms, along))
+    return of_others / of_own
 
 
 def filter_residuals(residuals, rows, unit_index, changing, find_waveforms):

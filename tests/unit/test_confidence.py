@@ -13,8 +13,9 @@ from spikeinterface.core.base import minimum_spike_dtype
 from spikeinterface_huidurep.changes import NO_CHANGES, Change, Changes
 from spikeinterface_huidurep.confidence import (
     CAUTION,
-    DIFFERENCE_FREEDOM,
+    MAX_FREEDOM,
     MAX_ODDS,
+    MIN_FREEDOM,
     MIN_MEAN_POSTERIOR,
     N_AROUND,
     NOISE_DECAY,
@@ -24,9 +25,11 @@ from spikeinterface_huidurep.confidence import (
     assign_spikes,
     find_repeated,
     find_rivals,
+    fit_student,
     keep_certain_units,
     keep_likeliest,
     limit_odds,
+    remove_drift,
     weigh_noise,
     weigh_rivals,
 )
@@ -40,9 +43,10 @@ from .test_results import JOB_KWARGS, SAMPLING_FREQUENCY, make_sorting, make_tem
 
 
 def odds_of_residuals(residuals, differences, frequencies=1.0):
-    """In white noise."""
+    """In white noise, where the others vary as the unit does."""
     norms = np.sqrt(np.sum(differences**2, axis=(1, 2))) + 1e-6
-    return weigh_rivals(multiply(residuals, differences) / norms, norms, np.broadcast_to(frequencies, len(norms)))
+    along = remove_drift(multiply(residuals, differences) / norms)
+    return frequencies * weigh_rivals(along, norms, *fit_student(along))
 
 
 def slow_odds(residuals, differences, frequencies):
@@ -53,8 +57,9 @@ def slow_odds(residuals, differences, frequencies):
         norm = np.sqrt(np.sum(differences[other] ** 2))
         along = np.array([np.sum(residual * differences[other]) / norm for residual in residuals])
         sd = max(1.0, np.median(np.abs(along - np.median(along))) / 0.6744897501960817)
-        own, of_other = (1 + (along - mean) ** 2 / sd**2 / DIFFERENCE_FREEDOM for mean in (0, norm))
-        odds[:, other] = frequencies[other] * (own / of_other) ** ((DIFFERENCE_FREEDOM + 1) / 2)
+        (freedom,) = fit_student(along[:, None])[1]
+        own, of_other = (1 + (along - mean) ** 2 / sd**2 / freedom for mean in (0, norm))
+        odds[:, other] = frequencies[other] * (own / of_other) ** ((freedom + 1) / 2)
     return odds
 
 
@@ -101,6 +106,28 @@ def test_drift_costs_no_confidence_where_there_are_enough_spikes(n_spikes, drift
     odds, of_drifting = (odds_of_residuals(left, difference) for left in (residuals, drifting))
     assert odds.max() < 0.1
     assert (of_drifting.max() > 1) == drift_counts
+
+
+@pytest.mark.parametrize("freedom", [MIN_FREEDOM, 8.0, 15.0])
+def test_students_distribution_is_fitted(freedom):
+    deviations = student.rvs(freedom, scale=3.0, size=(200000, 2), random_state=0)
+    scales, freedoms = fit_student(deviations)
+    np.testing.assert_allclose(scales, 3.0, rtol=0.1)
+    np.testing.assert_allclose(freedoms, freedom, rtol=0.25)
+
+
+def test_few_spikes_and_those_that_overlap_others_on_one_side_have_heavy_tails():
+    rng = np.random.default_rng(0)
+    few, many = rng.normal(size=(20, 1)).clip(-2, 2), rng.normal(size=(20000, 1))
+    overlapping = np.where(rng.random((20000, 1)) < 0.01, many + 6, many)
+    freedoms = [fit_student(deviations)[1][0] for deviations in (few, many, overlapping)]
+    assert freedoms[0] < MIN_FREEDOM + 1 and freedoms[1] == pytest.approx(MAX_FREEDOM, rel=0.2)
+    assert freedoms[2] == MIN_FREEDOM
+
+
+def test_spikes_of_a_rare_unit_are_its_own_where_those_of_the_frequent_one_do_not_come_near():
+    of_steady, of_wide = (140 * weigh_rivals(np.zeros(1), 7.5, 1.0, freedom) for freedom in (MAX_FREEDOM, MIN_FREEDOM))
+    assert of_steady < 0.001 and of_wide > 0.05
 
 
 # --- no unit ---
