@@ -10,6 +10,10 @@ collisions are.
 In a weak unit of fewer spikes than dimensions there is more noise in all of these than difference in one. Neurons
 differ in few: on each channel they are made of the shapes in time that all templates are made of. Among these two weak
 neurons show, and where nothing drifts nothing else of a weak unit does, so that a smaller gap is enough.
+
+A neuron that leaves the probe may look like another one for a while. The mean of their spikes moves then, and takes the
+other neuron with it: what is one mode has two, and the gap between the neurons fills. So where the mean moves, modes
+are counted as they are first; but they have to be apart at the times when both fire.
 """
 
 import numpy as np
@@ -37,6 +41,9 @@ MAX_SPREAD = 1.1  # times that of the largest part; parts beyond are collisions 
 MAX_SPREAD_OF_FAR = 1.6  # of FAR_PARTS, where collisions are not: larger spikes vary more
 FAR_PARTS = ((60, MAX_SEPARATION), (MIN_SPIKES, 6.0))  # spikes, SD from the largest; few are far away by chance
 N_AROUND = 60  # spikes whose mean is what drift has made of the template; fewer follow which neuron fires
+MIN_MOVEMENT = 2.0  # of that mean, times what noise does to it
+N_NEIGHBORS = 10  # spikes before one, and after it, that tell whether two parts fire at the same time
+MIN_SHARE_OF_NEIGHBORS = 0.2  # of these are of each part
 MAX_NORM_OF_WEAK = 20.0  # noise SD; below it other changes of a waveform than those taken out are less than noise
 MAX_SEPARATION_OF_WEAK = 3.6  # SD; as MAX_SEPARATION; the halves of a uniform distribution are 3.5 apart
 MIN_SEPARATION = 2.7  # SD; the distance of the halves of one Gaussian: closer modes are one
@@ -69,17 +76,45 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     if n_spikes < 2 * MIN_SPIKES:
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
-    vectors = remove_running_mean(vectors, min(N_AROUND, n_spikes // 2))
-    max_separation = MAX_SEPARATION
+    n_around, max_separation = min(N_AROUND, n_spikes // 2), MAX_SEPARATION
+    steady = remove_running_mean(vectors, n_around)
+    is_moving = n_around * np.sum((vectors - steady) ** 2) > MIN_MOVEMENT * np.sum(vectors**2)
     if shapes is not None and n_spikes < waveform.size and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
-        vectors, max_separation = vectors @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
+        steady, max_separation = steady @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
+    if is_moving:
+        parts = tell_apart(vectors, threshold, MAX_SEPARATION, seed, at_same_time=True)
+        if parts.any():
+            return parts
+    return tell_apart(steady, threshold, max_separation, seed)
+
+
+def tell_apart(vectors, threshold, max_separation, seed, at_same_time=False):
+    """
+    Parts of vectors between which there is a gap.
+
+    Parameters
+    ----------
+    vectors : np.ndarray, float32, shape (n_spikes, n_dims)
+    threshold : float
+        Dip score from which on there is a gap between two neurons.
+    max_separation : float
+        In SD; parts beyond it stay apart.
+    seed : int
+    at_same_time : bool, default: False
+        Whether parts have to be apart at the times when both fire, see `find_mixed`.
+
+    Returns
+    -------
+    parts : np.ndarray, int64, shape (n_spikes,)
+        Counted from 0; all 0 where there is one.
+    """
     responsibilities = find_parts(vectors, seed)
     parts = responsibilities.argmax(axis=1)
     likely = find_likely_neurons(vectors, parts, np.bincount(parts))
     if len(likely) < 2:
-        return np.zeros(n_spikes, dtype="int64")
+        return np.zeros(len(vectors), dtype="int64")
     parts = sharpen_parts(vectors, responsibilities[:, likely].argmax(axis=1))
-    return join_parts(vectors, parts, threshold, max_separation)
+    return join_parts(vectors, parts, threshold, max_separation, at_same_time)
 
 
 def find_parts(vectors, seed):
@@ -279,7 +314,7 @@ def sharpen_part(vectors, is_part):
     return is_part
 
 
-def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
+def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION, at_same_time=False):
     """
     Join the parts between which there is no gap, those with the lowest dip score first.
 
@@ -295,6 +330,8 @@ def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
         Dip score from which on there is a gap.
     max_separation : float, default: MAX_SEPARATION
         In SD; parts beyond it stay apart.
+    at_same_time : bool, default: False
+        Whether they have to be apart at the times when both fire; parts that hardly do are joined.
 
     Returns
     -------
@@ -304,7 +341,7 @@ def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
     parts = np.unique(parts, return_inverse=True)[1]
     scores = np.zeros((parts.max() + 1,) * 2)
     while len(scores) > 1:
-        scores = np.maximum(scores, score_pairs(vectors, parts, max_separation))
+        scores = np.maximum(scores, score_pairs(vectors, parts, max_separation, at_same_time))
         first, second = np.unravel_index(np.argmin(scores), scores.shape)
         if scores[first, second] >= threshold:
             break
@@ -315,16 +352,46 @@ def join_parts(vectors, parts, threshold, max_separation=MAX_SEPARATION):
     return parts
 
 
-def score_pairs(vectors, parts, max_separation):
+def score_pairs(vectors, parts, max_separation, at_same_time):
     """`score_pair` of all pairs of parts, symmetric, infinite for a part and itself: float (n_parts, n_parts)."""
-    sizes = np.bincount(parts)
-    samples = [vectors[thin(np.flatnonzero(parts == part), MAX_TESTED_SPIKES)] for part in range(len(sizes))]
-    scores = np.full((len(sizes),) * 2, np.inf)
-    for second in range(len(sizes)):
+    members = [np.flatnonzero(parts == part) for part in range(parts.max() + 1)]
+    scores = np.full((len(members),) * 2, np.inf)
+    for second in range(len(members)):
         for first in range(second):
-            score = score_pair(samples[first], samples[second], (sizes[first], sizes[second]), max_separation)
+            pair = members[first], members[second]
+            if at_same_time:
+                pair = find_mixed(*pair)
+            sizes = [len(rows) for rows in pair]
+            samples = [vectors[thin(rows, MAX_TESTED_SPIKES)] for rows in pair]
+            is_known = not at_same_time or min(sizes) >= MIN_SPIKES
+            score = score_pair(*samples, sizes, max_separation) if is_known else 0.0
             scores[first, second] = scores[second, first] = score
     return scores
+
+
+def find_mixed(first, second):
+    """
+    Spikes of two parts at the times when both fire: enough of those before each are of either part, and of those after.
+
+    Parameters
+    ----------
+    first, second : np.ndarray, int64, shape (n_first,), (n_second,)
+        Rows of spikes in the order of time.
+
+    Returns
+    -------
+    first, second : np.ndarray, int64
+        Some of them.
+    """
+    rows = np.sort(np.concatenate([first, second]))
+    sums = np.concatenate([[0], np.cumsum(np.isin(rows, second))])
+    index, size = np.arange(len(rows)), min(N_NEIGHBORS, len(rows) - 1)
+    is_mixed = (index >= size) & (index < len(rows) - size)
+    for start in (index - size, index + 1):
+        n_second = np.take(sums, start + size, mode="clip") - np.take(sums, start, mode="clip")
+        is_mixed &= np.minimum(n_second, size - n_second) >= MIN_SHARE_OF_NEIGHBORS * size
+    mixed = rows[is_mixed]
+    return np.intersect1d(first, mixed), np.intersect1d(second, mixed)
 
 
 def score_pair(first, second, sizes, max_separation=np.inf):

@@ -14,11 +14,14 @@ from spikeinterface_huidurep.noise import Noise
 from spikeinterface_huidurep.splitting import (
     FAR_PARTS,
     MAX_NORM_OF_WEAK,
+    MIN_MOVEMENT,
     MIN_SEPARATION,
+    N_NEIGHBORS,
     RARE_NEURONS,
     RAREST_NEURON,
     find_differences,
     find_likely_neurons,
+    find_mixed,
     find_variation,
     is_neuron,
     join_parts,
@@ -99,6 +102,12 @@ def test_one_neuron_stays_one(make_spikes, n_spikes):
     assert not split(make_spikes(rng, n_spikes), rng).any()
 
 
+def test_a_neuron_that_jumps_there_and_back_stays_one():
+    rng = np.random.default_rng(0)
+    is_there = np.repeat([False, True, False], 200)[:, None, None]
+    assert not split(np.where(is_there, OTHER_SIZES * pulse(width=6.0), SIZES * pulse()), rng).any()
+
+
 @pytest.mark.parametrize("n_spikes", [100, 2000])
 def test_noise_stays_one(n_spikes):
     rng = np.random.default_rng(0)
@@ -141,6 +150,18 @@ def test_a_neuron_that_fires_in_bursts_is_told_apart(n_in_burst):
     parts = split(mix(truth, 0.4), rng)
     assert parts.max() == 1
     assert measure_purity(parts, truth) > 0.97
+
+
+@pytest.mark.parametrize("difference", [0.4, 1.0, 2.0])
+@pytest.mark.parametrize("min_movement", [MIN_MOVEMENT, np.inf])
+def test_a_neuron_that_looks_like_another_for_a_while_is_told_apart(monkeypatch, min_movement, difference):
+    """As where drift takes it off the probe; the mean of both moves."""
+    monkeypatch.setattr(splitting, "MIN_MOVEMENT", min_movement)
+    rng = np.random.default_rng(0)
+    truth = np.concatenate([np.zeros(100), rng.permutation(np.arange(188) < 122), np.zeros(100)]).astype("int64")
+    parts = split(mix(truth, difference), rng)
+    is_told_apart = parts.max() == 1 and measure_purity(parts, truth) > 0.97
+    assert is_told_apart == np.isfinite(min_movement)
 
 
 def test_three_neurons_are_told_apart():
@@ -444,6 +465,26 @@ def test_what_is_joined_is_no_closer_to_a_third_part(monkeypatch, closer, n_part
     parts = np.repeat([0, 1, 2], [10, 20, 30])
     found = join_parts(np.zeros((60, 5), "float32"), parts, THRESHOLD)
     assert np.array_equal(found, np.repeat([0, n_parts - 1], 30))
+
+
+@given(n_first=st.integers(1, 60), n_second=st.integers(1, 60), seed=st.integers(0, 99))
+def test_mixed_spikes_against_a_slow_count(n_first, n_second, seed):
+    is_second = np.random.default_rng(seed).permutation(n_first + n_second) < n_second
+    rows = 3 * np.arange(len(is_second))
+    size = min(N_NEIGHBORS, len(rows) - 1)
+    mixed = []
+    for index in range(size, len(rows) - size):
+        n_second = [is_second[start : start + size].sum() for start in (index - size, index + 1)]
+        if min(n_second) >= 0.2 * size and max(n_second) <= size - 0.2 * size:
+            mixed.append(rows[index])
+    found = find_mixed(rows[~is_second], rows[is_second])
+    assert [part.tolist() for part in found] == [
+        [row for row in mixed if row in rows[part]] for part in (~is_second, is_second)
+    ]
+
+
+def test_parts_that_follow_each_other_are_not_mixed():
+    assert [len(part) for part in find_mixed(np.arange(50), np.arange(50, 90))] == [0, 0]
 
 
 def test_threshold_zero_joins_none():
