@@ -7,9 +7,9 @@ alike; both are taken out before the modes are counted. So is the colour of the 
 mode of few spikes may be a neuron that fires rarely. It is none if its spikes are less alike than the others, as
 collisions are.
 
-In a weak unit of fewer spikes than dimensions there is more noise in all of these than difference in one. Neurons
-differ in few: on each channel they are made of the shapes in time that all templates are made of. Among these two weak
-neurons show, and where nothing drifts nothing else of a weak unit does, so that a smaller gap is enough.
+In a unit of fewer spikes than dimensions there is more noise in all of these than difference in one. Neurons differ in
+few: on each channel they are made of the shapes in time that all templates are made of. Among these two neurons show,
+and where nothing drifts nothing else of a weak unit does, for which a smaller gap is enough.
 
 A neuron that leaves the probe may look like another one for a while. The mean of their spikes moves then, and takes the
 other neuron with it: what is one mode has two, and the gap between the neurons fills. So where the mean moves, modes
@@ -79,8 +79,9 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     n_around, max_separation = min(N_AROUND, n_spikes // 2), MAX_SEPARATION
     steady = remove_running_mean(vectors, n_around)
     is_moving = n_around * np.sum((vectors - steady) ** 2) > MIN_MOVEMENT * np.sum(vectors**2)
-    if shapes is not None and n_spikes < waveform.size and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK:
-        steady, max_separation = steady @ find_differences(shapes, whitener), MAX_SEPARATION_OF_WEAK
+    if shapes is not None and n_spikes < waveform.size:
+        steady = steady @ find_differences(shapes, whitener)
+        max_separation = MAX_SEPARATION_OF_WEAK if np.linalg.norm(waveform) < MAX_NORM_OF_WEAK else MAX_SEPARATION
     if is_moving:
         parts = tell_apart(vectors, threshold, MAX_SEPARATION, seed, at_same_time=True)
         if parts.any():
