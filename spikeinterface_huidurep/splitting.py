@@ -8,8 +8,8 @@ mode of few spikes may be a neuron that fires rarely. It is none if its spikes a
 collisions are.
 
 In a unit of fewer spikes than dimensions there is more noise in all of these than difference in one. Neurons differ in
-few: on each channel they are made of the shapes in time that all templates are made of. Among these two neurons show,
-and where nothing drifts nothing else of a weak unit does, for which a smaller gap is enough.
+few: on each channel they are made of the shapes in time that all templates are made of. Among these two neurons show
+that do not in all dimensions. Where nothing drifts nothing else of a weak unit does, for which a smaller gap is enough.
 
 A neuron that leaves the probe may look like another one for a while. The mean of their spikes moves then, and takes the
 other neuron with it: what is one mode has two, and the gap between the neurons fills. So where the mean moves, modes
@@ -76,17 +76,20 @@ def split_unit(residuals, waveform, whitener, shapes, threshold, seed):
     if n_spikes < 2 * MIN_SPIKES:
         return np.zeros(n_spikes, dtype="int64")
     vectors = remove_variation(residuals.reshape(n_spikes, -1) @ whitener, find_variation(waveform) @ whitener)
-    n_around, max_separation = min(N_AROUND, n_spikes // 2), MAX_SEPARATION
+    n_around = min(N_AROUND, n_spikes // 2)
     steady = remove_running_mean(vectors, n_around)
     is_moving = n_around * np.sum((vectors - steady) ** 2) > MIN_MOVEMENT * np.sum(vectors**2)
-    if shapes is not None and n_spikes < waveform.size:
-        steady = steady @ find_differences(shapes, whitener)
-        max_separation = MAX_SEPARATION_OF_WEAK if np.linalg.norm(waveform) < MAX_NORM_OF_WEAK else MAX_SEPARATION
+    has_shapes = shapes is not None and n_spikes < waveform.size
+    is_weak = has_shapes and np.linalg.norm(waveform) < MAX_NORM_OF_WEAK
+    parts = np.zeros(n_spikes, dtype="int64")
     if is_moving:
         parts = tell_apart(vectors, threshold, MAX_SEPARATION, seed, at_same_time=True)
-        if parts.any():
-            return parts
-    return tell_apart(steady, threshold, max_separation, seed)
+    if not is_weak and not parts.any():
+        parts = tell_apart(steady, threshold, MAX_SEPARATION, seed)
+    if has_shapes and not parts.any():
+        max_separation = MAX_SEPARATION_OF_WEAK if is_weak else MAX_SEPARATION
+        parts = tell_apart(steady @ find_differences(shapes, whitener), threshold, max_separation, seed)
+    return parts
 
 
 def tell_apart(vectors, threshold, max_separation, seed, at_same_time=False):
