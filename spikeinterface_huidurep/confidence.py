@@ -201,7 +201,8 @@ def measure_variations(residuals, unit_indices, rivals_of_units):
     """
     How much spikes vary along the differences between the templates of two units.
 
-    It is measured on the spikes of the unit that has more of them: a rare one beside it may have taken some of its.
+    It is measured on the spikes of the unit that has more of them: a rare one beside it may have taken some of its. Of
+    each unit MAX_SPIKES are enough: to keep what is left of all spikes along all differences would take much memory.
 
     Parameters
     ----------
@@ -219,7 +220,7 @@ def measure_variations(residuals, unit_indices, rivals_of_units):
     n_spikes, scales, freedoms = np.zeros((3, n_units, n_units))
     for unit_index, rivals in enumerate(rivals_of_units):
         rows = np.flatnonzero(unit_indices == unit_index)
-        if len(rows) == 0 or len(rivals) == 0:
+        if len(rows) == 0:
             continue
         n_spikes[unit_index, rivals] = len(rows)
         along, _, _ = project_residuals(residuals, thin(rows, MAX_SPIKES), unit_index, rivals)
@@ -273,6 +274,8 @@ def project_residuals(residuals, rows, unit_index, rivals):
     lags : np.ndarray, int64, shape (n_rivals,)
         A spike of the rival is that many samples earlier.
     """
+    if len(rivals) == 0:
+        return *np.zeros((2, len(rows), 0)), np.zeros(0, dtype="int64")
     channels = residuals.find_channels(unit_index)
     units = [unit_index, *rivals.tolist()]
     own, *others = (residuals.get_waveform(index, channels) for index in units)
@@ -295,11 +298,8 @@ def compare_units(residuals, rows, unit_index, rivals, counts, variations):
 
     Parameters
     ----------
-    residuals : Residuals
-    rows : np.ndarray, int64, shape (n_spikes,)
-        Of the unit, in the order of time.
-    unit_index : int
-    rivals : np.ndarray, int64, shape (n_rivals,)
+    residuals, rows, unit_index, rivals
+        As for `project_residuals`.
     counts : np.ndarray, int64, shape (n_units,)
         Spikes of the neuron of each unit.
     variations : tuple of np.ndarray, float, shape (n_units, n_units)
@@ -309,10 +309,8 @@ def compare_units(residuals, rows, unit_index, rivals, counts, variations):
     -------
     odds : np.ndarray, float, shape (n_spikes, n_rivals)
     lags : np.ndarray, int64, shape (n_rivals,)
-        A spike of the rival is that many samples earlier.
+        See `project_residuals`.
     """
-    if len(rivals) == 0:
-        return np.zeros((len(rows), 0)), np.zeros(0, dtype="int64")
     along, norms, lags = project_residuals(residuals, rows, unit_index, rivals)
     scales, freedoms = (values[unit_index, rivals] for values in variations)
     return counts[rivals] / counts[unit_index] * weigh_rivals(along, norms, scales, freedoms), lags

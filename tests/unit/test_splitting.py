@@ -236,9 +236,9 @@ SHAPES = np.linalg.svd([pulse(width=width) for width in (3.0, 5.0, 8.0)], full_m
 N_WEAK_CHANNELS = 12
 
 
-def make_unit(rng, truth, variation=0.0, norm=10):
+def make_unit(rng, truth, variation=0.0, norm=10, distance=4.6):
     """
-    Two neurons 4.9 SD apart in 756 dimensions.
+    Two neurons, `distance` SD apart in 756 dimensions.
 
     `variation` moves each spike along their difference by up to as many SD.
     """
@@ -246,7 +246,7 @@ def make_unit(rng, truth, variation=0.0, norm=10):
     waveform, other = sizes * pulse(), other_sizes * pulse(width=4.0)
     waveform = norm * waveform / np.linalg.norm(waveform)
     difference = other - waveform * np.sum(other * waveform) / np.sum(waveform**2)
-    along = 4.9 * (truth - truth.mean()) + variation * rng.uniform(-1, 1, len(truth))
+    along = distance * (truth - truth.mean()) + variation * rng.uniform(-1, 1, len(truth))
     spikes = along[:, None, None] * difference / np.linalg.norm(difference)
     return (spikes + rng.normal(size=spikes.shape)).astype("float32"), waveform.astype("float32")
 
@@ -255,12 +255,14 @@ def draw_two(rng, n_spikes, n_second):
     return (rng.permutation(n_spikes) < n_second).astype("int64")
 
 
-@pytest.mark.parametrize("norm", [0.5 * MAX_NORM_OF_WEAK, 2 * MAX_NORM_OF_WEAK])
+@pytest.mark.parametrize(
+    ("n_spikes", "norm", "distance"), [(200, 10, 4.6), (150, 10, 4.9), (150, 2 * MAX_NORM_OF_WEAK, 4.9)]
+)
 @pytest.mark.parametrize("seed", range(3))
-def test_rare_neurons_are_told_apart_by_the_shapes_that_neurons_have(seed, norm):
+def test_rare_neurons_are_told_apart_by_the_shapes_that_neurons_have(seed, n_spikes, norm, distance):
     rng = np.random.default_rng(seed)
-    truth = draw_two(rng, 150, 60)
-    residuals, waveform = make_unit(rng, truth, norm=norm)
+    truth = draw_two(rng, n_spikes, 60)
+    residuals, waveform = make_unit(rng, truth, norm=norm, distance=distance)
     parts = split_white(residuals, waveform, shapes=SHAPES)
     assert parts.max() == 1 and measure_purity(parts, truth) > 0.95
     assert not split_white(residuals, waveform).any()  # there is more noise than difference in all dimensions
@@ -274,11 +276,15 @@ def test_one_neuron_of_few_spikes_stays_one(n_spikes, variation, norm):
     assert not split_white(residuals, waveform, shapes=SHAPES).any()
 
 
-def test_frequent_units_are_looked_at_in_all_dimensions(monkeypatch):
+@pytest.mark.parametrize(
+    ("size", "n_channels", "distance"), [(1.01, N_WEAK_CHANNELS, 7.0), (0.5, 3, 4.6)], ids=["strong", "frequent"]
+)
+def test_what_shows_in_all_dimensions_is_not_looked_for_along_shapes(size, n_channels, distance, monkeypatch):
     monkeypatch.setattr(splitting, "find_differences", lambda *_: pytest.fail("looked at along shapes"))
     rng = np.random.default_rng(0)
-    residuals, waveform = make_unit(rng, draw_two(rng, 200, 60))
-    residuals, waveform = residuals[:, :3], waveform[:3]
+    residuals, waveform = make_unit(rng, draw_two(rng, 200, 60), distance=distance)
+    residuals, waveform = residuals[:, :n_channels], waveform[:n_channels]
+    waveform = waveform * size * MAX_NORM_OF_WEAK / np.linalg.norm(waveform)
     with_shapes, without = (split_white(residuals, waveform, shapes=shapes) for shapes in (SHAPES, None))
     np.testing.assert_array_equal(with_shapes, without)
 
