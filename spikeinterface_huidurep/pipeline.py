@@ -282,7 +282,7 @@ def follow_units(traces, sorting, templates, residuals, known, *, drifts, params
     known : Changes
         That the spikes of the sorting were found with.
     drifts : bool
-        Whether most units change. Where they do not, what changes is not taken away, and once is enough: a weak unit
+        Whether many units change. Where they do not, what changes is not taken away, and once is enough: a weak unit
         would gather noise.
 
     Returns
@@ -292,7 +292,7 @@ def follow_units(traces, sorting, templates, residuals, known, *, drifts, params
     residuals : Residuals | None
         As they are, if none changes and none is weak; None if no spikes are left.
     changes : Changes
-        That the spikes were found with, where most units change; else NO_CHANGES.
+        That the spikes were found with, where many units change; else NO_CHANGES.
     """
     for turn in range(MAX_FOLLOWINGS if drifts else 1):
         if residuals is None:

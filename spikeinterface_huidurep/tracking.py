@@ -12,6 +12,7 @@ before anything is matched.
 
 import shutil
 from collections import ChainMap
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -34,7 +35,7 @@ from spikeinterface_huidurep.residuals import change_templates, extract_deviatio
 BLOCK_S = 30.0  # at least
 MAX_BLOCKS = 40  # of a segment: each has to make its templates ready
 MIN_SHARE_OF_MEAN = 0.35  # of the spikes that a unit has in a block in the mean; fewer may be another's
-MIN_CHANGING = 0.5  # of the units, in the mean over the blocks: a probe that moves changes most of them
+MIN_CHANGING = 0.3  # of the units, in the mean over the blocks: hardly any change where the probe stays
 MIN_CHANGE = 1.0  # noise SD; with less the template of the whole recording fits as well
 MIN_CHANGE_OF_BLOCK = 3.0  # noise SD, of some template on its own channels; with less no other spikes are found
 
@@ -59,7 +60,7 @@ def split_time(traces):
 
 def find_drift(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs):
     """
-    How the waveforms of units change, where most of them do and drift was not corrected.
+    How the waveforms of units change, where many of them do and drift was not corrected.
 
     Templates that are a mean over all that drift made of a neuron find the wrong spikes: this has to be known before
     they are matched. What overlaps the spikes is not known yet: it is left out as most spikes have none.
@@ -87,13 +88,28 @@ def find_drift(traces, sorting, templates, neighborhoods, peak_sign, folder, job
         return NO_CHANGES
     templates = templates.select_units(sorting.unit_ids)
     deviations = extract_deviations(traces, sorting, templates, neighborhoods, peak_sign, folder, job_kwargs)
-    changes = find_changes(sorting, deviations, split_time(traces), shrink_median)
+    find = partial(find_changes, sorting, deviations, split_time(traces), shrink_median)
+    n_changing = np.mean([len(of_block) for of_block in find(measure_medians(sorting, deviations)).of_block])
+    changes = find() if n_changing >= MIN_CHANGING * len(sorting.unit_ids) else NO_CHANGES
     shutil.rmtree(folder)
-    n_changing = np.mean([len(of_block) for of_block in changes.of_block])
-    return changes if n_changing >= MIN_CHANGING * len(sorting.unit_ids) else NO_CHANGES
+    return changes
 
 
-def find_changes(sorting, residuals, blocks, average=shrink_mean):
+def measure_medians(sorting, deviations):
+    """
+    What is left of the spikes of each unit at any time: a template that is not quite right is no drift.
+
+    Returns
+    -------
+    medians : list of np.ndarray, float32, shape (n_channels, n_samples)
+        One a unit.
+    """
+    unit_indices = sorting.to_spike_vector()["unit_index"]
+    members = (thin(np.flatnonzero(unit_indices == index), MAX_SPIKES) for index in range(len(sorting.unit_ids)))
+    return [np.median(deviations.read(rows, index), axis=0) for index, rows in enumerate(members)]
+
+
+def find_changes(sorting, residuals, blocks, average=shrink_mean, usual=None):
     """
     How the waveforms of units differ from their templates in blocks of time.
 
@@ -109,6 +125,8 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean):
         See `split_time`.
     average : Callable, default: shrink_mean
         Of waveforms, shape (n, n_channels, n_samples).
+    usual : list of np.ndarray, optional
+        Of each unit, (n_channels, n_samples): what is left of its spikes and no change.
 
     Returns
     -------
@@ -118,7 +136,8 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean):
     spikes = sorting.to_spike_vector()
     mean_counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids)) / len(blocks)
     needed = np.maximum(MIN_SPIKES, MIN_SHARE_OF_MEAN * mean_counts)
-    measured = [_measure_changes(spikes, sorting.unit_ids, residuals, block, needed, average) for block in blocks]
+    known = spikes, sorting.unit_ids, residuals, needed, average, usual
+    measured = [_measure_changes(block, *known) for block in blocks]
     of_block = [
         {unit: change for unit, change in changes.items() if np.linalg.norm(change.waveform) >= MIN_CHANGE}
         for changes in borrow_changes(measured, blocks)
@@ -126,14 +145,17 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean):
     return Changes(blocks, of_block)
 
 
-def _measure_changes(spikes, unit_ids, residuals, block, needed, average):
+def _measure_changes(block, spikes, unit_ids, residuals, needed, average, usual):
     """Changes in a block of the units that have the spikes needed, be they ever so small: dict of unit id -> Change."""
     inside = find_block(spikes, block)
     unit_indices = spikes["unit_index"][inside]
     changes = {}
     for index in np.flatnonzero(np.bincount(unit_indices, minlength=len(needed)) >= needed).tolist():
         rows = thin(inside.start + np.flatnonzero(unit_indices == index), MAX_SPIKES)
-        changes[int(unit_ids[index])] = Change(residuals.find_channels(index), average(residuals.read(rows, index)))
+        values = residuals.read(rows, index)
+        if usual is not None:
+            values = values - usual[index]
+        changes[int(unit_ids[index])] = Change(residuals.find_channels(index), average(values))
     return changes
 
 

@@ -225,7 +225,9 @@ def whitening_matrix(chunks, distances_um, radius_um, sampling_frequency):
 def noise_levels(chunks):
     """Noise SD of every channel from the median absolute deviation, shape (n_channels,)."""
     traces = np.concatenate(chunks[:: max(1, len(chunks) // 20)])
-    return np.median(np.abs(traces - np.median(traces, axis=0)), axis=0) / NORMAL_MAD
+    channels = np.ascontiguousarray(traces.T)  # their medians take half the time
+    deviations = np.abs(channels - np.median(channels, axis=1, keepdims=True))
+    return np.median(deviations, axis=1) / NORMAL_MAD
 
 
 def noise_covariance(chunks, sampling_frequency):

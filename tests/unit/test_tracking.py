@@ -1,5 +1,7 @@
 """Tracking: waveforms that change slowly are followed, those that do not are left alone."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from spikeinterface.core import NumpyRecording, Templates
@@ -147,8 +149,10 @@ def test_small_changes_and_few_spikes_say_nothing(drifting, monkeypatch, name, v
     assert find_changes(sorting, residuals, blocks).of_block == [{}, {}]
 
 
-def find_drift_of(drifting, folder, *, displacement_um=None, unit_ids=UNIT_IDS):
+def find_drift_of(drifting, folder, *, displacement_um=None, unit_ids=UNIT_IDS, size=1.0):
+    """With templates that are `size` times as large as they should be."""
     traces, _, templates, residuals, _, (samples, units) = drifting
+    templates = replace(templates, templates_array=np.float32(size) * templates.templates_array)
     annotated = traces.clone()
     annotated.annotate(**{DISPLACEMENT: displacement_um})
     sorting = make_sorting(samples, units, np.zeros(len(samples), int), unit_ids=np.array(UNIT_IDS))
@@ -157,7 +161,7 @@ def find_drift_of(drifting, folder, *, displacement_um=None, unit_ids=UNIT_IDS):
 
 
 @pytest.mark.parametrize("min_changing, drifts", [(0.5, True), (0.51, False)])
-def test_a_probe_drifts_if_most_units_change(drifting, monkeypatch, tmp_path, min_changing, drifts):
+def test_a_probe_drifts_if_many_units_change(drifting, monkeypatch, tmp_path, min_changing, drifts):
     """One of two does, in both blocks."""
     *_, blocks, _ = drifting
     monkeypatch.setattr(tracking, "split_time", lambda _: blocks)
@@ -179,6 +183,16 @@ def test_steady_units_do_not_drift_nor_do_those_whose_drift_was_corrected(drifti
     assert find_drift_of(drifting, tmp_path, unit_ids=[3]) is NO_CHANGES
     assert find_drift_of(drifting, tmp_path, unit_ids=[8]) is not NO_CHANGES
     assert find_drift_of(drifting, tmp_path, unit_ids=[8], displacement_um=np.zeros(2)) is NO_CHANGES
+
+
+def test_a_template_that_never_fits_does_not_drift(drifting, monkeypatch, tmp_path):
+    *_, blocks, _ = drifting
+    monkeypatch.setattr(tracking, "split_time", lambda _: blocks)
+    assert find_drift_of(drifting, tmp_path, unit_ids=[3], size=0.7) is NO_CHANGES
+    early, late = find_drift_of(drifting, tmp_path, unit_ids=[8], size=0.7).of_block
+    assert early[8].waveform.min() < 0 and late[8].waveform.min() < 0  # what is to be matched is the whole spike
+    monkeypatch.setattr(tracking, "measure_medians", lambda *_: np.zeros((1, 1, 1)))
+    assert find_drift_of(drifting, tmp_path, unit_ids=[3], size=0.7) is not NO_CHANGES
 
 
 def test_changes_are_borrowed_from_the_nearest_block():
