@@ -4,7 +4,8 @@ Units that are one neuron: their templates are alike, and their spikes, freed fr
 There has to be none, either, when what drift and changes of amplitude and time do to the spikes is taken out, and the
 colour of the noise, as in `splitting.py`: these may hide the gap between two neurons.
 
-And rare units beside a frequent one that are probably some of its spikes: those that others overlap.
+And units that are probably some of the spikes of another one: a rare unit of those that others overlap, or one of those
+that the correction of drift left different, for which there is no gap at the times when both fire.
 """
 
 import numpy as np
@@ -12,9 +13,19 @@ import numpy as np
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE as MAX_DIFFERENCE_OF_FRAGMENTS
 from spikeinterface_huidurep.linking import MAX_DIFFERENCE_OF_ONE
 from spikeinterface_huidurep.matching import MIN_CHANNEL_PTP
-from spikeinterface_huidurep.merging import MAX_DISTANCE_UM, MAX_TESTED_SPIKES, find_lag, shift_waveforms, thin
+from spikeinterface_huidurep.merging import (
+    MAX_DISTANCE_UM,
+    MAX_TESTED_SPIKES,
+    find_lag,
+    project_on_difference,
+    separation,
+    shift_waveforms,
+    thin,
+)
 from spikeinterface_huidurep.splitting import (
+    MIN_SEPARATION,
     N_AROUND,
+    find_mixed,
     find_variation,
     measure_spread,
     remove_running_mean,
@@ -73,11 +84,13 @@ def find_same_units(residuals, members, sizes, made_of, threshold):
 
 def find_doubtful_units(residuals, sorting, is_true):
     """
-    Pairs of a rare unit and a frequent one that is probably the same neuron.
+    Pairs of units that are probably one neuron.
 
-    Either their templates cannot be told apart, or they are alike, but the rare spikes are not: these are spikes of the
-    frequent one that others overlap. Where matching does not resolve this, as with large neurons, they make a unit of
-    their own. Where drift was corrected, what is left of it makes the spikes of neurons unlike, too.
+    One is rare beside the other: either their templates cannot be told apart, or they are alike, but the rare spikes
+    are not: these are spikes of the frequent one that others overlap. Where matching does not resolve this, as with
+    large neurons, they make a unit of their own. Where drift was corrected, what is left of it makes the spikes of
+    neurons unlike, too. There units are looked at, rare or not, whose templates are alike: a neuron that this makes two
+    units fills what is between them at the times when both fire.
 
     Parameters
     ----------
@@ -99,17 +112,23 @@ def find_doubtful_units(residuals, sorting, is_true):
     is_corrected = residuals.is_drift_corrected()
     centres_um = residuals.locate_templates()
     pairs = set()
-    for rare in np.flatnonzero(sizes > 1).tolist():
-        distances_um = np.linalg.norm(centres_um - centres_um[rare], axis=1)
-        is_frequent = sizes[rare] <= MAX_SHARE_OF_RARE * sizes
-        for frequent in np.flatnonzero(is_frequent & (distances_um <= MAX_DISTANCE_UM)).tolist():
-            units = [frequent, rare]
+    for smaller in np.flatnonzero(sizes > 1).tolist():
+        distances_um = np.linalg.norm(centres_um - centres_um[smaller], axis=1)
+        is_larger = sizes > sizes[smaller]
+        for larger in np.flatnonzero(is_larger & (distances_um <= MAX_DISTANCE_UM)).tolist():
+            units = [larger, smaller]
+            is_rare = sizes[smaller] <= MAX_SHARE_OF_RARE * sizes[larger]
             lag, difference, energy = compare_templates(*_read_templates(residuals, units, sizes))
-            is_alike = difference <= MAX_DIFFERENCE_OF_FRAGMENTS * energy
-            if difference <= MAX_SEPARATION_OF_ONE**2 or (
-                is_alike and not is_corrected and _are_collisions(residuals, units, members, lag)
-            ):
-                pairs.add((min(frequent, rare), max(frequent, rare)))
+            if difference > MAX_DIFFERENCE_OF_FRAGMENTS * energy:
+                continue
+            if is_rare and difference <= MAX_SEPARATION_OF_ONE**2:
+                is_doubtful = True
+            elif is_corrected:
+                is_doubtful = _are_mixed(residuals, units, members, lag)
+            else:
+                is_doubtful = is_rare and _are_collisions(residuals, units, members, lag)
+            if is_doubtful:
+                pairs.add((min(units), max(units)))
     return pairs
 
 
@@ -118,8 +137,22 @@ def _are_collisions(residuals, units, members, lag):
     pair = _Pair(residuals, units, members, lag)
     if pair.shared_energy < MIN_SHARED_ENERGY:
         return False
-    first, second = pair.remove_changes(pair.read())
+    first, second = pair.remove_drift(pair.remove_variation(pair.read()))
     return measure_spread(second) > MIN_SPREAD_OF_COLLISIONS * measure_spread(first)
+
+
+def _are_mixed(residuals, units, members, lag):
+    """Whether the spikes of two units are as close as the halves of one at the times when both fire."""
+    pair = _Pair(residuals, units, members, lag)
+    both_fire = find_mixed(*pair.times)
+    if pair.shared_energy < MIN_SHARED_ENERGY or min(len(rows) for rows in both_fire) < MIN_SPIKES:
+        return False
+    is_then = [np.isin(*times) for times in zip(pair.times, both_fire, strict=True)]
+    spikes = pair.read()
+    return all(
+        separation(*project_on_difference(first[is_then[0]], second[is_then[1]])) < MIN_SEPARATION
+        for first, second in (spikes, pair.remove_variation(spikes))
+    )
 
 
 def _score_units(residuals, units, members, left, sizes, made_of, threshold):
@@ -134,7 +167,7 @@ def _score_units(residuals, units, members, left, sizes, made_of, threshold):
     spikes = pair.read()
     score = _score_spikes(spikes, sizes[units])
     if score < threshold:
-        score = max(score, _score_spikes(pair.remove_changes(spikes), sizes[units]))
+        score = max(score, _score_spikes(pair.remove_drift(pair.remove_variation(spikes)), sizes[units]))
     return score, lag
 
 
@@ -207,14 +240,19 @@ class _Pair:
         waveform = shift_waveforms(self.waveforms[index], self.lags[index])[:, self.residuals.window]
         return (shift_waveforms(left, self.lags[index]) + waveform).reshape(len(left), -1)
 
-    def remove_changes(self, spikes):
-        """The spikes of `read`, whitened and without what changes of amplitude and time and drift do to both."""
+    def remove_variation(self, spikes):
+        """The spikes of `read`, whitened and without what changes of amplitude and time do to both."""
         whitener = self.residuals.noise.make_whitener(self.channels, self.residuals.values.shape[1])
         variation = find_variation(self.waveforms[0][:, self.residuals.window])
         vectors = remove_variation(np.concatenate(spikes) @ whitener, variation @ whitener)
-        order = np.argsort(np.concatenate(self.times))
-        vectors[order] = remove_running_mean(vectors[order], min(N_AROUND, len(order) // 2))
         return vectors[: len(spikes[0])], vectors[len(spikes[0]) :]
+
+    def remove_drift(self, vectors):
+        """Those of `remove_variation` without what drift does to both."""
+        n_first, order = len(vectors[0]), np.argsort(np.concatenate(self.times))
+        vectors = np.concatenate(vectors)
+        vectors[order] = remove_running_mean(vectors[order], min(N_AROUND, len(order) // 2))
+        return vectors[:n_first], vectors[n_first:]
 
 
 def compare_templates(first, second, noise_energies):

@@ -11,7 +11,7 @@ may overlap more, the more the closer, as a neuron that drift takes not quite to
 seconds, as what is left of drift after its correction has it; less like ones may, too, where other units change with
 them. Where the displacement of the probe is known, units may also share it among them, one firing where the other does
 not. Units whose templates hardly differ are one, unless they fire within the refractory period: a neuron whose waveform
-has two forms was split. So are a unit and a rare one beside it that is hardly a neuron (`joining.py`). That two do not
+has two forms was split. So are a unit and one beside it that is hardly another neuron (`joining.py`). That two do not
 fire within it shows nothing where they hardly fire together at all. Units whose templates differ more than those of
 most fragments may hardly coincide. Stretches in which all others are silent do not count, or two fragments would seem
 to fire together because both do in the rest. The pair with the closest templates goes first, and the times of linked

@@ -294,3 +294,30 @@ def test_leftovers_make_no_unit_doubtful():
     few = np.sort(np.r_[leftovers, thin(own, N_RARE // 2)])
     assert find_doubtful(residuals, members, members[0], few) == {(0, 1)}
     assert find_doubtful(residuals, members, members[0], np.setdiff1d(few, leftovers)) == set()
+
+
+@pytest.mark.parametrize(
+    "is_one, fire_together, is_corrected, wanted",
+    [(True, True, True, {(0, 1)}), (False, True, True, set()), (True, False, True, set()), (True, True, False, set())],
+)
+def test_units_that_fill_what_is_between_them_are_doubtful(is_one, fire_together, is_corrected, wanted):
+    """The halves of one Gaussian, or two neurons, of which one fires all the time and the other for a while."""
+    difference = np.zeros_like(SHAPE)
+    difference[3, PAD + 30] = 8.0
+    residuals, _ = make_residuals([SHAPE, SHAPE + difference], [1, 1], n_spikes=N_FREQUENT)
+    rows = np.arange(2 * N_FREQUENT)
+    members = [rows[::2], rows[1::2]] if fire_together else np.array_split(rows, 2)
+    if is_one:
+        low, high = np.array_split(np.sort(np.random.default_rng(1).normal(4.0, 4.0, 2 * N_FREQUENT)), 2)
+        for rows, values in zip(members, (low, high - 8.0), strict=True):
+            residuals.values[rows, 30, 3] += np.random.default_rng(2).permutation(values)
+    if is_corrected:
+        residuals.noise.traces.annotate(displacement_um=[0.0, 10.0])
+    assert find_doubtful(residuals, members, members[0], members[1][: N_FREQUENT // 2]) == wanted
+
+
+def test_units_of_two_sizes_that_fire_together_are_not_doubtful():
+    size = 1 - 8 / np.linalg.norm(SHAPE)
+    residuals, members = make_doubtful(size * SHAPE)
+    residuals.noise.traces.annotate(displacement_um=[0.0, 10.0])
+    assert find_doubtful(residuals, members, members[0], members[1][: N_FREQUENT // 2]) == set()
