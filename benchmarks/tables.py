@@ -216,11 +216,17 @@ def describe_confidence(table):
     if table.empty:
         return []
     values = table.loc["all"]
+    n_false, area = values["false-positive"], values["area of quality"] or "none"
+    of_quality = "no unit is false-positive, so that there is none for the property `quality` to tell from the others"
+    if n_false > 0:
+        of_quality = (
+            f"the property `quality` tells the {n_false} false-positive units from the others with an area under the "
+            f"curve of {area}"
+        )
     sentence = (
         f"Confidence, over all {values['units']} units and {values['spikes']} spikes found: among spikes with a "
         f"probability in each tenth, the share at a true spike of their unit differs from it by "
-        f"{values['miscalibration']} in the mean; the property `quality` tells the {values['false-positive']} "
-        f"false-positive units from the others with an area under the curve of {values['area of quality'] or 'none'}."
+        f"{values['miscalibration']} in the mean; {of_quality}."
     )
     return [sentence]
 

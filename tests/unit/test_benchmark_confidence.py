@@ -101,4 +101,6 @@ def test_table_has_a_row_a_case_and_one_for_all():
     assert table["miscalibration"].tolist() == ["0.040", "0.050", "0.055"]
     (sentence,) = describe_confidence(table)
     assert "4 units and 450 spikes" in sentence and "0.055" in sentence and "0.667" in sentence
+    (sentence,) = describe_confidence(make_confidence_table(results[:1]))
+    assert "no unit is false-positive" in sentence and "area" not in sentence
     assert describe_confidence(make_confidence_table(results[2:])) == []
