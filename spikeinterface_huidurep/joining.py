@@ -109,43 +109,42 @@ def find_doubtful_units(residuals, sorting, is_true):
     members = [np.flatnonzero(unit_indices == index) for index in range(len(sorting.unit_ids))]
     sizes = np.array([len(rows) for rows in members])
     members = [thin(rows, MAX_COMPARED_SPIKES) for rows in members]
-    is_corrected = residuals.is_drift_corrected()
     centres_um = residuals.locate_templates()
     pairs = set()
     for smaller in np.flatnonzero(sizes > 1).tolist():
         distances_um = np.linalg.norm(centres_um - centres_um[smaller], axis=1)
         is_larger = sizes > sizes[smaller]
         for larger in np.flatnonzero(is_larger & (distances_um <= MAX_DISTANCE_UM)).tolist():
-            units = [larger, smaller]
-            is_rare = sizes[smaller] <= MAX_SHARE_OF_RARE * sizes[larger]
-            lag, difference, energy = compare_templates(*_read_templates(residuals, units, sizes))
-            if difference > MAX_DIFFERENCE_OF_FRAGMENTS * energy:
-                continue
-            if is_rare and difference <= MAX_SEPARATION_OF_ONE**2:
-                is_doubtful = True
-            elif is_corrected:
-                is_doubtful = _are_mixed(residuals, units, members, lag)
-            else:
-                is_doubtful = is_rare and _are_collisions(residuals, units, members, lag)
-            if is_doubtful:
-                pairs.add((min(units), max(units)))
+            if _are_probably_one(residuals, [larger, smaller], members, sizes):
+                pairs.add((min(larger, smaller), max(larger, smaller)))
     return pairs
 
 
-def _are_collisions(residuals, units, members, lag):
-    """Whether the spikes of the second unit are less alike than those of the first, as those of no neuron are."""
-    pair = _Pair(residuals, units, members, lag)
-    if pair.shared_energy < MIN_SHARED_ENERGY:
+def _are_probably_one(residuals, units, members, sizes):
+    """See `find_doubtful_units`; the first of two units has more spikes."""
+    larger, smaller = units
+    is_corrected, is_rare = residuals.is_drift_corrected(), sizes[smaller] <= MAX_SHARE_OF_RARE * sizes[larger]
+    if not is_corrected and not is_rare:
         return False
+    lag, difference, energy = compare_templates(*_read_templates(residuals, units, sizes))
+    if is_rare and difference <= MAX_SEPARATION_OF_ONE**2:
+        return True
+    pair = _Pair(residuals, units, members, lag)
+    if difference > MAX_DIFFERENCE_OF_FRAGMENTS * energy or pair.shared_energy < MIN_SHARED_ENERGY:
+        return False
+    return _are_mixed(pair) if is_corrected else _are_collisions(pair)
+
+
+def _are_collisions(pair):
+    """Whether the spikes of the second unit are less alike than those of the first, as those of no neuron are."""
     first, second = pair.remove_drift(pair.remove_variation(pair.read()))
     return measure_spread(second) > MIN_SPREAD_OF_COLLISIONS * measure_spread(first)
 
 
-def _are_mixed(residuals, units, members, lag):
+def _are_mixed(pair):
     """Whether the spikes of two units are as close as the halves of one at the times when both fire."""
-    pair = _Pair(residuals, units, members, lag)
     both_fire = find_mixed(*pair.times)
-    if pair.shared_energy < MIN_SHARED_ENERGY or min(len(rows) for rows in both_fire) < MIN_SPIKES:
+    if min(len(rows) for rows in both_fire) < MIN_SPIKES:
         return False
     is_then = [np.isin(*times) for times in zip(pair.times, both_fire, strict=True)]
     spikes = pair.read()

@@ -136,8 +136,9 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean, usual=None):
     spikes = sorting.to_spike_vector()
     mean_counts = np.bincount(spikes["unit_index"], minlength=len(sorting.unit_ids)) / len(blocks)
     needed = np.maximum(MIN_SPIKES, MIN_SHARE_OF_MEAN * mean_counts)
-    known = spikes, sorting.unit_ids, residuals, needed, average, usual
-    measured = [_measure_changes(block, *known) for block in blocks]
+    measured = [
+        _measure_changes(spikes, sorting.unit_ids, residuals, block, needed, average, usual) for block in blocks
+    ]
     of_block = [
         {unit: change for unit, change in changes.items() if np.linalg.norm(change.waveform) >= MIN_CHANGE}
         for changes in borrow_changes(measured, blocks)
@@ -145,7 +146,7 @@ def find_changes(sorting, residuals, blocks, average=shrink_mean, usual=None):
     return Changes(blocks, of_block)
 
 
-def _measure_changes(block, spikes, unit_ids, residuals, needed, average, usual):
+def _measure_changes(spikes, unit_ids, residuals, block, needed, average, usual):
     """Changes in a block of the units that have the spikes needed, be they ever so small: dict of unit id -> Change."""
     inside = find_block(spikes, block)
     unit_indices = spikes["unit_index"][inside]
